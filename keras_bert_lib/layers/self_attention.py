@@ -1,0 +1,88 @@
+"""Multi-head self-attention."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_bert_lib.layers.dropout import Dropout
+from keras_bert_lib.layers.initializers import truncated_normal
+from keras_bert_lib.layers.token_layout import TokenLayout
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class SelfAttention(keras.layers.Layer):
+    """Multi-head self-attention over the real tokens of each sequence.
+
+    1. project to query, key and value, in one product   2. softmax(Q K^T / sqrt(K))   3. dropout   4. project back
+
+    Args:
+        num_heads: Number of heads H. Must divide the input width D.
+        dropout: Probability in [0, 1) of dropping an attention weight, in training only.
+    Call arguments:
+        inputs: float [B, S, D].
+        padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
+    Returns:
+        float [B, S, D], in the compute dtype. Rows of padded positions are finite, but mean nothing.
+    Raises:
+        ValueError: if D is not a multiple of `num_heads`, when the layer is built.
+    Example:
+    >>> tuple(SelfAttention(num_heads=2)(keras.ops.ones((1, 3, 8))).shape)
+    (1, 3, 8)
+    References: Vaswani et al. 2017, sec. 3.2.2, arXiv 1706.03762; google-research/bert `modeling.py` attention_layer.
+    """
+
+    def __init__(self, num_heads: int, dropout: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        if num_heads < 1:
+            raise ValueError(f"`num_heads` must be at least 1. Received: num_heads={num_heads}.")
+        self.num_heads = num_heads
+        self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
+
+    def build(self, inputs_shape, padding_mask_shape=None):
+        width = inputs_shape[-1]
+        if width % self.num_heads:
+            divisors = [n for n in range(1, width + 1) if width % n == 0]
+            raise ValueError(
+                f"`num_heads` must divide the input width. Received: num_heads={self.num_heads}, width={width}. "
+                f"Choose one of {divisors}."
+            )
+        self.qkv = self._dense(3 * width, "qkv")
+        self.projection = self._dense(width, "output")
+        self.qkv.build((None, width))
+        self.projection.build((None, width))
+
+    def _dense(self, units: int, name: str) -> keras.layers.Dense:
+        return keras.layers.Dense(units, kernel_initializer=truncated_normal(), name=name, dtype=self.dtype_policy)
+
+    def call(self, inputs, padding_mask=None, training=False):
+        layout = TokenLayout(inputs, padding_mask)
+        return layout.sequences(self.attend(layout.rows(inputs), layout, training))
+
+    def attend(self, rows: tf.Tensor, layout: TokenLayout, training: bool) -> tf.Tensor:
+        """Attention from rows [T, D] to rows [T, D]: the form that a block calls.
+
+        Products on 2-D rows, with the bias added right behind them, are what oneDNN's graph pass can fuse.
+        """
+        width = rows.shape[-1]
+        head_width = width // self.num_heads
+        qkv = layout.sequences(self.qkv(rows))  # [B, S, 3 D]
+        batch, length = tf.shape(qkv)[0], tf.shape(qkv)[1]
+        qkv = tf.reshape(qkv, [batch, length, 3, self.num_heads, head_width])
+        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # [B, H, S, K] each
+        scores = tf.matmul(query, key, transpose_b=True) * (1 / math.sqrt(head_width))  # [B, H, S, S]
+        bias = layout.attention_bias(scores.dtype)
+        if bias is not None:
+            scores += bias
+        weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), rows.dtype)
+        weights = self.dropout(weights, training=training)
+        context = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])  # [B, S, H, K]
+        return self.projection(layout.rows(tf.reshape(context, [batch, length, width])))
+
+    def compute_output_shape(self, inputs_shape, padding_mask_shape=None):
+        return inputs_shape
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads, "dropout": self.dropout.rate}

@@ -1,0 +1,96 @@
+"""One block of the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+
+from keras_bert_lib.layers.dropout import Dropout
+from keras_bert_lib.layers.feed_forward import FeedForward
+from keras_bert_lib.layers.layer_norm import LayerNorm
+from keras_bert_lib.layers.self_attention import SelfAttention
+from keras_bert_lib.layers.token_layout import TokenLayout
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class TransformerEncoder(keras.layers.Layer):
+    """One block: attention and feed-forward, each with dropout, a residual connection and a layer norm.
+
+    Post-norm, as in BERT:    1. x = norm(x + dropout(attention(x)))   2. x = norm(x + dropout(feed_forward(x)))
+    Pre-norm:                 1. x = x + dropout(attention(norm(x)))   2. x = x + dropout(feed_forward(norm(x)))
+
+    A stack of pre-norm blocks wants one more `LayerNorm` behind its last block.
+
+    Args:
+        num_heads: Number of heads H. Must divide the input width D.
+        intermediate_dim: Width F of the feed-forward network.
+        dropout: Probability of dropping an element of what is added to the residual stream.
+        attention_dropout: Probability of dropping an attention weight.
+        activation: As in `FeedForward`.
+        layer_norm_epsilon: As in `LayerNorm`.
+        normalize_first: `True` for pre-norm.
+    Call arguments:
+        inputs: float [B, S, D].
+        padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
+    Returns:
+        float [B, S, D], in the compute dtype. Rows of padded positions are finite, but mean nothing.
+    Example:
+    >>> tuple(TransformerEncoder(num_heads=2, intermediate_dim=32)(keras.ops.ones((1, 3, 8))).shape)
+    (1, 3, 8)
+    References: Devlin et al. 2018, sec. 3, arXiv 1810.04805; pre-norm: Xiong et al. 2020, arXiv 2002.04745.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation: str | Callable = "gelu",
+        layer_norm_epsilon: float = 1e-12,
+        normalize_first: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.normalize_first = normalize_first
+        self.attention = SelfAttention(num_heads, attention_dropout, name="attention", dtype=policy)
+        self.attention_norm = LayerNorm(layer_norm_epsilon, name="attention_norm", dtype=policy)
+        self.feed_forward = FeedForward(intermediate_dim, activation, name="feed_forward", dtype=policy)
+        self.feed_forward_norm = LayerNorm(layer_norm_epsilon, name="feed_forward_norm", dtype=policy)
+        self.dropout = Dropout(dropout, name="dropout", dtype=policy)
+
+    def build(self, inputs_shape, padding_mask_shape=None):
+        rows_shape = (None, inputs_shape[-1])
+        for part in (self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm):
+            part.build(rows_shape)
+
+    def call(self, inputs, padding_mask=None, training=False):
+        layout = TokenLayout(inputs, padding_mask)
+        x = layout.rows(inputs)  # [T, D]
+
+        def residual(x, update, norm):
+            if self.normalize_first:
+                return x + self.dropout(update(norm(x)), training=training)
+            return norm(x + self.dropout(update(x), training=training))
+
+        x = residual(x, lambda rows: self.attention.attend(rows, layout, training), self.attention_norm)
+        x = residual(x, self.feed_forward, self.feed_forward_norm)
+        return layout.sequences(x)
+
+    def compute_output_shape(self, inputs_shape, padding_mask_shape=None):
+        return inputs_shape
+
+    def get_config(self):
+        feed_forward = self.feed_forward.get_config()
+        return {
+            **super().get_config(),
+            "num_heads": self.attention.num_heads,
+            "intermediate_dim": feed_forward["intermediate_dim"],
+            "dropout": self.dropout.rate,
+            "attention_dropout": self.attention.dropout.rate,
+            "activation": feed_forward["activation"],
+            "layer_norm_epsilon": self.attention_norm.epsilon,
+            "normalize_first": self.normalize_first,
+        }

@@ -1,0 +1,96 @@
+"""The only loop over blocks in the library, and the contract that every encoder keeps.
+
+The encoder contract:
+- inputs: a dict `token_ids`, `segment_ids`, `padding_mask`, each int32 [B, S]; `padding_mask` 1 = real token; a family
+  without segments leaves `segment_ids` out;
+- outputs: a dict `sequence_output` [B, S, D] and `pooled_output` [B, D], in the compute dtype;
+- layers: one named `embeddings`, then `block_0`, `block_1`, ..., then `pooler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+
+from keras_bert_lib.layers import CLSPooler, TransformerEmbeddings, TransformerEncoder
+
+
+def transformer_model(
+    *,
+    vocabulary_size: int,
+    num_layers: int,
+    hidden_dim: int,
+    num_heads: int,
+    intermediate_dim: int,
+    embedding_dim: int | None = None,
+    num_groups: int | None = None,
+    max_sequence_length: int = 512,
+    num_segments: int = 2,
+    dropout: float = 0.1,
+    attention_dropout: float = 0.1,
+    activation: str | Callable = "gelu",
+    layer_norm_epsilon: float = 1e-12,
+    name: str | None = None,
+) -> keras.Model:
+    """Assembles an encoder out of this library's layers; a family's file sets its defaults.
+
+    Args:
+        vocabulary_size: Rows V of the token table.
+        num_layers: How many blocks are applied.
+        hidden_dim: Width D.
+        num_heads: Heads H of each block; must divide D.
+        intermediate_dim: Width F of the feed-forward networks.
+        embedding_dim: Width E of the tables; `None` = D.
+        num_groups: How many distinct blocks there are. Each is applied `num_layers / num_groups` times in a row.
+            `None`: as many as layers, so nothing is shared.
+        max_sequence_length: Rows of the position table: the longest sequence, in tokens.
+        num_segments: Rows of the segment table; 0 = the encoder takes no `segment_ids`.
+        dropout: Rate on the embeddings and on what each half of a block adds.
+        attention_dropout: Rate on the attention weights.
+        activation: As in `FeedForward`.
+        layer_norm_epsilon: As in `LayerNorm`.
+        name: Name of the model.
+    Returns:
+        A functional `keras.Model` that keeps the encoder contract above.
+    Raises:
+        ValueError: if `num_groups` does not divide `num_layers`.
+    """
+    num_groups = num_layers if num_groups is None else num_groups
+    if num_groups < 1 or num_layers % num_groups:
+        raise ValueError(
+            f"`num_groups` must divide `num_layers`. Received: num_groups={num_groups}, num_layers={num_layers}."
+        )
+
+    # === Layers ===
+    embeddings = TransformerEmbeddings(
+        vocabulary_size,
+        hidden_dim,
+        embedding_dim,
+        max_sequence_length,
+        num_segments,
+        dropout,
+        layer_norm_epsilon,
+        name="embeddings",
+    )
+    blocks = [
+        TransformerEncoder(
+            num_heads,
+            intermediate_dim,
+            dropout,
+            attention_dropout,
+            activation,
+            layer_norm_epsilon,
+            name=f"block_{group}",
+        )
+        for group in range(num_groups)
+    ]
+    pooler = CLSPooler(name="pooler")
+
+    # === Graph ===
+    names = ("token_ids", "segment_ids", "padding_mask") if num_segments else ("token_ids", "padding_mask")
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
+    x = embeddings(inputs["token_ids"], inputs.get("segment_ids"))
+    for layer in range(num_layers):
+        x = blocks[layer * num_groups // num_layers](x, padding_mask=inputs["padding_mask"])
+    return keras.Model(inputs, {"sequence_output": x, "pooled_output": pooler(x)}, name=name)
