@@ -58,12 +58,11 @@ class Dropout(keras.layers.Layer):
 
     def _next_seed(self) -> tf.Tensor:
         # Every replica advances its own, equal copy of the state, so that one saved state restores them all.
-        seed = tf.convert_to_tensor(self.seed_generator.next())
+        seed = tf.cast(self.seed_generator.next(), tf.int64)  # [2]: the seed and a counter of calls
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:
-            return tf.bitcast(seed, tf.int32)
-        offset = tf.cast(replica.replica_id_in_sync_group, tf.uint32) * tf.constant(_REPLICA_STRIDE, tf.uint32)
-        return tf.bitcast(seed + tf.stack([offset, tf.zeros_like(offset)]), tf.int32)
+            return seed
+        return seed + tf.stack([tf.cast(replica.replica_id_in_sync_group, tf.int64) * _REPLICA_STRIDE, 0])
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.initializers import truncated_normal
-from keras_bert_lib.layers.token_layout import TokenLayout
+from keras_bert_lib.layers.token_layout import PackedLayout, PaddedLayout, layout_of
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -24,8 +24,9 @@ class SelfAttention(keras.layers.Layer):
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
+        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `RemovePadding` gave with them.
     Returns:
-        float [B, S, D], in the compute dtype. Rows of padded positions are finite, but mean nothing.
+        The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing.
     Raises:
         ValueError: if D is not a multiple of `num_heads`, when the layer is built.
     Example:
@@ -41,7 +42,7 @@ class SelfAttention(keras.layers.Layer):
         self.num_heads = num_heads
         self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
 
-    def build(self, inputs_shape, padding_mask_shape=None):
+    def build(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         width = inputs_shape[-1]
         if width % self.num_heads:
             divisors = [n for n in range(1, width + 1) if width % n == 0]
@@ -57,11 +58,13 @@ class SelfAttention(keras.layers.Layer):
     def _dense(self, units: int, name: str) -> keras.layers.Dense:
         return keras.layers.Dense(units, kernel_initializer=truncated_normal(), name=name, dtype=self.dtype_policy)
 
-    def call(self, inputs, padding_mask=None, training=False):
-        layout = TokenLayout(inputs, padding_mask)
-        return layout.sequences(self.attend(layout.rows(inputs), layout, training))
+    def call(self, inputs, padding_mask=None, layout=None, training=False):
+        tokens = layout_of(inputs, padding_mask, layout)
+        if layout is not None:
+            return self.attend(inputs, tokens, training)
+        return tokens.sequences(self.attend(tokens.rows(inputs), tokens, training))
 
-    def attend(self, rows: tf.Tensor, layout: TokenLayout, training: bool) -> tf.Tensor:
+    def attend(self, rows: tf.Tensor, layout: PaddedLayout | PackedLayout, training: bool) -> tf.Tensor:
         """Attention from rows [T, D] to rows [T, D]: the form that a block calls.
 
         Products on 2-D rows, with the bias added right behind them, are what oneDNN's graph pass can fuse.
@@ -81,7 +84,7 @@ class SelfAttention(keras.layers.Layer):
         context = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])  # [B, S, H, K]
         return self.projection(layout.rows(tf.reshape(context, [batch, length, width])))
 
-    def compute_output_shape(self, inputs_shape, padding_mask_shape=None):
+    def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape
 
     def get_config(self):

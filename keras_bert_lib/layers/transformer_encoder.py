@@ -10,7 +10,7 @@ from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.feed_forward import FeedForward
 from keras_bert_lib.layers.layer_norm import LayerNorm
 from keras_bert_lib.layers.self_attention import SelfAttention
-from keras_bert_lib.layers.token_layout import TokenLayout
+from keras_bert_lib.layers.token_layout import layout_of
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -33,8 +33,9 @@ class TransformerEncoder(keras.layers.Layer):
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
+        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `RemovePadding` gave with them.
     Returns:
-        float [B, S, D], in the compute dtype. Rows of padded positions are finite, but mean nothing.
+        The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing.
     Example:
     >>> tuple(TransformerEncoder(num_heads=2, intermediate_dim=32)(keras.ops.ones((1, 3, 8))).shape)
     (1, 3, 8)
@@ -61,25 +62,25 @@ class TransformerEncoder(keras.layers.Layer):
         self.feed_forward_norm = LayerNorm(layer_norm_epsilon, name="feed_forward_norm", dtype=policy)
         self.dropout = Dropout(dropout, name="dropout", dtype=policy)
 
-    def build(self, inputs_shape, padding_mask_shape=None):
+    def build(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         rows_shape = (None, inputs_shape[-1])
         for part in (self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm):
             part.build(rows_shape)
 
-    def call(self, inputs, padding_mask=None, training=False):
-        layout = TokenLayout(inputs, padding_mask)
-        x = layout.rows(inputs)  # [T, D]
+    def call(self, inputs, padding_mask=None, layout=None, training=False):
+        tokens = layout_of(inputs, padding_mask, layout)
+        x = inputs if layout is not None else tokens.rows(inputs)  # [T, D]
 
         def residual(x, update, norm):
             if self.normalize_first:
                 return x + self.dropout(update(norm(x)), training=training)
             return norm(x + self.dropout(update(x), training=training))
 
-        x = residual(x, lambda rows: self.attention.attend(rows, layout, training), self.attention_norm)
+        x = residual(x, lambda rows: self.attention.attend(rows, tokens, training), self.attention_norm)
         x = residual(x, self.feed_forward, self.feed_forward_norm)
-        return layout.sequences(x)
+        return x if layout is not None else tokens.sequences(x)
 
-    def compute_output_shape(self, inputs_shape, padding_mask_shape=None):
+    def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape
 
     def get_config(self):

@@ -10,10 +10,11 @@ The encoder contract:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import keras
 
-from keras_bert_lib.layers import CLSPooler, TransformerEmbeddings, TransformerEncoder
+from keras_bert_lib.layers import CLSPooler, RemovePadding, RestorePadding, TransformerEmbeddings, TransformerEncoder
 
 
 def transformer_model(
@@ -31,6 +32,7 @@ def transformer_model(
     attention_dropout: float = 0.1,
     activation: str | Callable = "gelu",
     layer_norm_epsilon: float = 1e-12,
+    padding: Literal["remove", "keep"] = "remove",
     name: str | None = None,
 ) -> keras.Model:
     """Assembles an encoder out of this library's layers; a family's file sets its defaults.
@@ -50,17 +52,22 @@ def transformer_model(
         attention_dropout: Rate on the attention weights.
         activation: As in `FeedForward`.
         layer_norm_epsilon: As in `LayerNorm`.
+        padding: "remove" computes on real tokens only, and gives zeros at padded positions. "keep" computes on all
+            positions, with shapes that do not depend on the data: for XLA and TPUs. Real tokens get the same vectors.
         name: Name of the model.
     Returns:
         A functional `keras.Model` that keeps the encoder contract above.
     Raises:
-        ValueError: if `num_groups` does not divide `num_layers`.
+        ValueError: if `num_groups` does not divide `num_layers`, or `padding` is something else.
     """
     num_groups = num_layers if num_groups is None else num_groups
     if num_groups < 1 or num_layers % num_groups:
         raise ValueError(
             f"`num_groups` must divide `num_layers`. Received: num_groups={num_groups}, num_layers={num_layers}."
         )
+
+    if padding not in ("remove", "keep"):
+        raise ValueError(f'`padding` must be "remove" or "keep". Received: padding={padding!r}.')
 
     # === Layers ===
     embeddings = TransformerEmbeddings(
@@ -91,6 +98,12 @@ def transformer_model(
     names = ("token_ids", "segment_ids", "padding_mask") if num_segments else ("token_ids", "padding_mask")
     inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
     x = embeddings(inputs["token_ids"], inputs.get("segment_ids"))
+    tokens = {"padding_mask": inputs["padding_mask"]}
+    if padding == "remove":
+        x, layout = RemovePadding(name="remove_padding")(x, padding_mask=inputs["padding_mask"])
+        tokens = {"layout": layout}
     for layer in range(num_layers):
-        x = blocks[layer * num_groups // num_layers](x, padding_mask=inputs["padding_mask"])
+        x = blocks[layer * num_groups // num_layers](x, **tokens)
+    if padding == "remove":
+        x = RestorePadding(name="restore_padding")(x, layout=layout)
     return keras.Model(inputs, {"sequence_output": x, "pooled_output": pooler(x)}, name=name)

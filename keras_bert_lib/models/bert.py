@@ -6,7 +6,7 @@ References: Devlin et al. 2018, arXiv 1810.04805; google-research/bert `modeling
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -36,6 +36,7 @@ def bert(
     attention_dropout: float = 0.1,
     activation: str | Callable = "gelu",
     layer_norm_epsilon: float = 1e-12,
+    padding: Literal["remove", "keep"] = "remove",
     name: str = "bert",
 ) -> keras.Model:
     """Returns a BERT encoder with random weights. It keeps the encoder contract of `models/assembly.py`.
@@ -52,6 +53,7 @@ def bert(
         attention_dropout: Rate on the attention weights.
         activation: "gelu" is the exact one, as in the paper; "gelu_approximate" is by tanh.
         layer_norm_epsilon: Added to the variance.
+        padding: "remove" computes on real tokens only; "keep" has static shapes, for XLA and TPUs.
         name: Name of the model.
     """
     return transformer_model(
@@ -66,6 +68,7 @@ def bert(
         attention_dropout=attention_dropout,
         activation=activation,
         layer_norm_epsilon=layer_norm_epsilon,
+        padding=padding,
         name=name,
     )
 

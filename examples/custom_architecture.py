@@ -1,0 +1,77 @@
+"""Layers are just Keras layers: an encoder that no paper has, trained and exported.
+
+Token vectors are 64 wide, one shared pre-norm block of width 128 is applied four times, and the answer reads both the
+mean of all tokens and the first one.
+
+Command:  python examples/custom_architecture.py
+Time:     about a minute on two cores
+Result:   accuracy on held-out sums of small numbers well above the 50 % of guessing, then two answers of the export
+"""
+
+import pathlib
+import random
+import tempfile
+
+import keras
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  for the op in the export
+
+import keras_bert_lib as kbl
+
+WORDS = "zero one two three four five six seven eight nine".split()
+
+
+def sums(count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Texts such as "two plus three is six", half of them false."""
+    draw = random.Random(seed)
+    texts, labels = [], []
+    for _ in range(count):
+        a, b = draw.randrange(5), draw.randrange(5)
+        right = draw.random() < 0.5
+        total = a + b if right else draw.choice([n for n in range(9) if n != a + b])
+        texts.append(f"{WORDS[a]} plus {WORDS[b]} is {WORDS[total]}")
+        labels.append("true" if right else "false")
+    return texts, labels
+
+
+def build_encoder(vocabulary_size: int) -> keras.Model:
+    """Keeps the encoder contract, and therefore fits every task."""
+    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
+    x = kbl.layers.TransformerEmbeddings(
+        vocabulary_size, embedding_dim=64, hidden_dim=128, num_segments=0, max_sequence_length=32, dropout=0.0
+    )(token_ids)
+    shared = kbl.layers.TransformerEncoder(
+        num_heads=4, intermediate_dim=256, dropout=0.0, attention_dropout=0.0, normalize_first=True, name="shared"
+    )
+    for _ in range(4):
+        x = shared(x, padding_mask=padding_mask)
+    x = kbl.layers.LayerNorm()(x)
+    mean = kbl.layers.MeanPooler()(x, padding_mask=padding_mask)
+    pooled = keras.layers.Concatenate()([mean, kbl.layers.CLSPooler()(x)])
+    return keras.Model(
+        {"token_ids": token_ids, "padding_mask": padding_mask}, {"sequence_output": x, "pooled_output": pooled}
+    )
+
+
+def main(examples: int = 4_000, epochs: int = 6, export_to: str | None = None) -> float:
+    keras.utils.set_random_seed(0)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "plus", "is", *WORDS]
+    preprocessor = kbl.preprocessing.TextPreprocessor(kbl.preprocessing.WordPieceTokenizer(vocabulary))
+    classifier = kbl.tasks.TextClassifier(build_encoder(len(vocabulary)), preprocessor, labels=["false", "true"])
+    steps = epochs * examples // 64
+    classifier.compile(optimizer=kbl.training.adamw(1e-3, warmup_steps=steps // 10, total_steps=steps))
+    classifier.fit(*sums(examples, seed=1), batch_size=64, epochs=epochs)
+    accuracy = classifier.evaluate(*sums(500, seed=2), verbose=0, return_dict=True)["accuracy"]
+    print(f"Held-out accuracy: {accuracy:.1%}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        version = kbl.export.saved_model(classifier, pathlib.Path(export_to or folder) / "1")
+        ask = tf.saved_model.load(str(version)).signatures["serving_default"]
+        for text in ("two plus two is four", "two plus two is five"):
+            print(text, "->", ask(text=tf.constant([text]))["label"].numpy()[0].decode())
+    return accuracy
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Encoder + head + preprocessor: models whose `fit` takes strings."""
+
+from keras_bert_lib.tasks.text_classifier import TextClassifier
+from keras_bert_lib.tasks.text_task import TextTask
+
+__all__ = ["TextClassifier", "TextTask"]

@@ -1,0 +1,283 @@
+"""Texts to classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_lib import checkpoints
+from keras_bert_lib.layers import ClassificationHead
+from keras_bert_lib.tasks.text_task import TextTask
+from keras_bert_lib.training import AdamW, adamw
+
+Kind = Literal["multi_class", "multi_label", "regression"]
+
+_LEARNING_RATE = 5e-5  # the middle of the three that Devlin et al. 2018, appendix A.3, tried on every task
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class TextClassifier(TextTask):
+    """Classifies texts or pairs of texts: an encoder, a `ClassificationHead` on its `pooled_output`, a preprocessor.
+
+    The model maps a dict of token ids to logits float32 [B, C]; what `fit`, `evaluate` and `predict` take besides is in
+    `TextTask`.
+
+    Args:
+        encoder: Keeps the encoder contract of `models/assembly.py`.
+        preprocessor: `TextPreprocessor` of the vocabulary that the encoder was trained with.
+        num_classes: Number of logits C. `None` = the number of `labels`.
+        labels: Names of the classes, in the order of the logits. `None`: class numbers, or the sorted strings that the
+            first `fit` finds in `y`.
+        kind: "multi_class", one class a text: `y` int [N] in [0, C) or strings. "multi_label", any number of classes a
+            text: `y` 0 or 1, [N, C]. "regression": `y` float [N] or [N, C].
+        dropout: Rate before the head's projection.
+        head: A built head, such as the one of a fine-tuned checkpoint, instead of a new one.
+        name: Name of the model.
+    Raises:
+        ValueError: if neither `num_classes` nor `labels` is given, or if they contradict each other.
+    Example:
+    ```python
+    classifier = kbl.tasks.TextClassifier.from_pretrained("google-bert/bert-base-uncased", num_classes=2)
+    classifier.compile()
+    classifier.fit(["A gem of a film.", "Two hours I want back."], ["fresh", "rotten"])
+    classifier.predict(["A gem."])  # logits float32 [1, 2], in the order of classifier.labels
+    ```
+    References: Devlin et al. 2018, sec. 4.1, arXiv 1810.04805.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        preprocessor: keras.layers.Layer,
+        num_classes: int | None = None,
+        labels: Sequence[str] | None = None,
+        kind: Kind = "multi_class",
+        dropout: float = 0.1,
+        head: ClassificationHead | None = None,
+        name: str = "text_classifier",
+    ):
+        if kind not in _LOSSES:
+            raise ValueError(f"`kind` must be one of {sorted(_LOSSES)}. Received: kind={kind!r}.")
+        if head is not None:
+            num_classes = num_classes or head.num_classes
+        num_classes = _agreed_number(num_classes, labels, kind)
+        head = head or ClassificationHead(num_classes, dropout, name="head")
+        if head.num_classes != num_classes:
+            raise ValueError(f"`head` has {head.num_classes} classes, but num_classes={num_classes}.")
+        inputs = {name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in encoder.input.items()}
+        super().__init__(inputs, head(encoder(inputs)["pooled_output"]), preprocessor, name=name)
+        self.encoder = encoder
+        self.head = head
+        self.kind = kind
+        self.labels = None if labels is None else list(labels)
+        self._default_optimizer = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory_or_hub_id: str | os.PathLike[str],
+        num_classes: int | None = None,
+        labels: Sequence[str] | None = None,
+        kind: Kind | None = None,
+        sequence_length: int | None = None,
+        dropout: float | None = None,
+        revision: str | None = None,
+    ) -> TextClassifier:
+        """Classifier on a pretrained encoder.
+
+        Where the checkpoint is of a trained classifier, its head, labels and kind come along, unless `num_classes`,
+        `labels` or `kind` ask for something else: then the head is new.
+
+        Args:
+            directory_or_hub_id: Directory of a Hugging Face checkpoint, or its id on the hub.
+            num_classes: Number of classes of a new head.
+            labels: Names of the classes of a new head.
+            kind: As in `TextClassifier`.
+            sequence_length: Fixed length in tokens; `None` pads to the longest text of a batch. Longer texts are cut.
+            dropout: Replaces the checkpoint's rate, in the encoder and before the head.
+            revision: Branch, tag or commit, for a hub id.
+        Raises:
+            FileNotFoundError, ValueError: see `kbl.checkpoints.load_encoder` and `load_preprocessor`.
+        """
+        encoder = checkpoints.load_encoder(directory_or_hub_id, revision=revision, dropout=dropout)
+        preprocessor = checkpoints.load_preprocessor(
+            directory_or_hub_id, sequence_length=sequence_length, revision=revision
+        )
+        if num_classes is None and labels is None:
+            config = checkpoints.load_config(directory_or_hub_id, revision=revision)
+            head = checkpoints.load_heads(directory_or_hub_id, encoder, revision=revision).get("classifier")
+            if head is None:
+                raise ValueError(
+                    f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed for "
+                    "a new one."
+                )
+            if kind in (None, config.kind):
+                return cls(encoder, preprocessor, labels=config.labels, kind=config.kind, head=head)
+            num_classes = config.num_classes
+        rate = 0.1 if dropout is None else dropout
+        return cls(encoder, preprocessor, num_classes, labels, kind or "multi_class", rate)
+
+    def compile(self, optimizer: Any = "auto", loss: Any = "auto", metrics: Any = "auto", **kwargs) -> None:
+        """`keras.Model.compile` with defaults that work.
+
+        Args:
+            optimizer: "auto": AdamW at 5e-5, decay 0.01 but not on biases and norms, warm-up over the first tenth of the
+                steps of each `fit`, then linear decay to 0, gradients clipped to a global norm of 1.
+            loss: "auto": cross-entropy, binary cross-entropy or mean squared error, by `kind`, on logits.
+            metrics: "auto": accuracy; for regression the root mean squared error.
+            kwargs: Passed to `kbl.training.Model.compile`.
+        """
+        self._default_optimizer = isinstance(optimizer, str) and optimizer == "auto"
+        if self._default_optimizer:
+            optimizer = AdamW(_LEARNING_RATE)  # the schedule is known when `fit` knows its steps
+        if isinstance(loss, str) and loss == "auto":
+            loss = _LOSSES[self.kind]()
+        if isinstance(metrics, str) and metrics == "auto":
+            metrics = [_METRICS[self.kind]()]
+        self._compile_options = {"loss": loss, "metrics": metrics, **kwargs}
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def prepare_fit(self, steps: int | None) -> None:
+        if not self.compiled:
+            self.compile()
+        if self._default_optimizer:
+            if steps is None:
+                raise ValueError(
+                    "The default optimizer decays to 0 at the last step, and the dataset does not tell its length. Pass "
+                    "`steps_per_epoch` to fit(), or an optimizer to compile()."
+                )
+            optimizer = adamw(_LEARNING_RATE, warmup_steps=steps // 10, total_steps=steps)
+            super().compile(optimizer=optimizer, **self._compile_options)
+
+    def encode_targets(self, y: Any) -> np.ndarray:
+        y = np.asarray(y)
+        if self.kind == "regression":
+            return self._checked_numbers(y)
+        if self.kind == "multi_label":
+            if y.ndim != 2 or y.shape[1] != self.head.num_classes or not np.isin(y, (0, 1)).all():
+                raise ValueError(
+                    f"Labels must be 0 or 1, [N, {self.head.num_classes}], one column a class. Received: an array of shape "
+                    f"{y.shape} and dtype {y.dtype}."
+                )
+            return y.astype("float32")
+        return self._class_numbers(y)
+
+    def _checked_numbers(self, y: np.ndarray) -> np.ndarray:
+        if y.dtype.kind not in "iufb" or not np.isfinite(y).all():
+            raise ValueError(f"Targets of a regression must be finite numbers. Received: dtype {y.dtype}.")
+        y = y.astype("float32")
+        y = y[:, np.newaxis] if y.ndim == 1 else y
+        if y.ndim != 2 or y.shape[1] != self.head.num_classes:
+            raise ValueError(f"Targets must be [N, {self.head.num_classes}]. Received: an array of shape {y.shape}.")
+        return y
+
+    def _class_numbers(self, y: np.ndarray) -> np.ndarray:
+        if y.dtype.kind == "b" or (y.dtype.kind == "f" and np.equal(y, np.floor(y)).all()):
+            y = y.astype("int64")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        count = self.head.num_classes
+        if y.ndim != 1 or y.dtype.kind not in "iuUSO":
+            raise ValueError(
+                f"Labels must be one integer or string a text. Received: an array of shape {y.shape} and dtype {y.dtype}."
+            )
+        if y.dtype.kind in "iu":
+            if y.size and not (0 <= y.min() and y.max() < count):
+                raise ValueError(
+                    f"Labels must be in [0, {count}), one number for each of the {count} classes. Received labels from "
+                    f"{y.min()} to {y.max()}."
+                )
+            return y.astype("int32")
+        names = [name.decode() if isinstance(name, bytes) else name for name in y.tolist()]
+        if not all(isinstance(name, str) for name in names):
+            kinds = sorted({type(name).__name__ for name in names})
+            raise ValueError(f"Labels must be all integers or all strings. Received: {', '.join(kinds)}.")
+        if self.labels is None:
+            found = sorted(set(names))
+            if len(found) != count:
+                raise ValueError(
+                    f"The labels are {len(found)} different strings, but the model has {count} classes: {found[:10]}. "
+                    "Name them all: TextClassifier(..., labels=[...])."
+                )
+            self.labels = found
+        number = {name: i for i, name in enumerate(self.labels)}
+        if unknown := sorted(set(names) - number.keys()):
+            raise ValueError(f"Labels must be among {self.labels}. Received also: {unknown[:10]}.")
+        return np.array([number[name] for name in names], "int32")
+
+    def _class_weight(self, class_weight: dict | None) -> dict | None:
+        """Keras wants class numbers as keys; users have names."""
+        if class_weight is None:
+            return None
+        keys = list(class_weight)
+        numbers = self._class_numbers(np.array(keys, dtype=object if isinstance(keys[0], str) else None))
+        return dict(zip(numbers.tolist(), class_weight.values(), strict=True))
+
+    def serving_outputs(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What a server answers.
+
+        Args:
+            logits: float [B, C].
+        Returns:
+            "multi_class": `probabilities` float32 [B, C] and `label` string [B]; "multi_label": `probabilities` float32
+            [B, C], each on its own; "regression": `score` float32 [B, C].
+        """
+        logits = tf.cast(logits, tf.float32)
+        if self.kind == "regression":
+            return {"score": logits}
+        if self.kind == "multi_label":
+            return {"probabilities": tf.sigmoid(logits)}
+        labels = tf.constant(self.labels or [str(i) for i in range(self.head.num_classes)])
+        return {"probabilities": tf.nn.softmax(logits), "label": tf.gather(labels, tf.argmax(logits, axis=-1))}
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "preprocessor": keras.saving.serialize_keras_object(self.preprocessor),
+            "num_classes": self.head.num_classes,
+            "labels": self.labels,
+            "kind": self.kind,
+            "dropout": self.head.dropout.rate,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> TextClassifier:
+        parts = {
+            part: keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
+            for part in ("encoder", "preprocessor")
+        }
+        return cls(**{**config, **parts})
+
+
+_LOSSES = {
+    "multi_class": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "multi_label": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
+    "regression": keras.losses.MeanSquaredError,
+}
+_METRICS = {
+    "multi_class": lambda: keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+    "multi_label": lambda: keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy"),
+    "regression": lambda: keras.metrics.RootMeanSquaredError(name="rmse"),
+}
+
+
+def _agreed_number(num_classes: int | None, labels: Sequence[str] | None, kind: Kind) -> int:
+    if labels is not None:
+        if isinstance(labels, str) or len(set(labels)) != len(labels) or not all(isinstance(n, str) for n in labels):
+            raise ValueError(f"`labels` must be different strings, one a class. Received: labels={labels!r}.")
+        if num_classes not in (None, len(labels)):
+            raise ValueError(f"`labels` names {len(labels)} classes, but num_classes={num_classes}.")
+        num_classes = len(labels)
+    if num_classes is None:
+        if kind != "regression":
+            raise ValueError("The number of classes is unknown. Pass `num_classes` or `labels`.")
+        num_classes = 1
+    if kind == "multi_class" and num_classes < 2:
+        raise ValueError(f"A classifier needs at least 2 classes. Received: num_classes={num_classes}.")
+    return num_classes

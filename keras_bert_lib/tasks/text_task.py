@@ -1,0 +1,189 @@
+"""What every task on texts shares: `fit`, `evaluate` and `predict` on strings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
+from keras_bert_lib.training import FunctionalModel
+
+_BATCH_SIZE = 32  # Keras's default
+
+
+class TextTask(FunctionalModel):
+    """A model on token ids that carries its preprocessor, and therefore also takes strings.
+
+    `fit`, `evaluate` and `predict` take
+
+    - texts in memory: a list or array of strings, or a pair `(first, second)` of them. They are batched by length:
+      training sorts within shuffled windows, evaluation and prediction sort all and give the results in your order;
+    - a `tf.data.Dataset` of batches of strings, or of `(first, second)`, with `y` and `sample_weight` behind them;
+    - token ids: whatever Keras takes, as dicts `token_ids`, `segment_ids`, `padding_mask`.
+
+    Everything else (callbacks, progress bar, histories) is Keras's own. The model itself maps a dict of token ids to its
+    outputs, so that it composes with other Keras models.
+
+    Args:
+        inputs: Symbolic inputs of the functional model.
+        outputs: Its outputs.
+        preprocessor: `TextPreprocessor`; anything that maps strings [B] to such a dict of int32 [B, S].
+        name: Name of the model.
+    """
+
+    def __init__(self, inputs: Any, outputs: Any, preprocessor: keras.layers.Layer, name: str | None = None):
+        super().__init__(inputs, outputs, name=name)
+        self.preprocessor = preprocessor
+
+    def encode_targets(self, y: Any) -> np.ndarray:
+        """Labels as the user has them to the array that the loss takes. Raises ValueError if they do not fit."""
+        return np.asarray(y)
+
+    def prepare_fit(self, steps: int | None) -> None:
+        """Called with the number of batches of the whole training (`None`: unknown) before it starts."""
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_batch_size: int | None = None,
+        **kwargs,
+    ) -> keras.callbacks.History:
+        """`keras.Model.fit`, for strings too: see the class."""
+        size = batch_size or _BATCH_SIZE
+        if validation_data is not None:
+            validation_data = self._validation(validation_data, validation_batch_size or size)
+        if isinstance(x, tf.data.Dataset):
+            x = tokenized(x, self.preprocessor, targets=True)
+        elif is_text(x):
+            examples = self._examples(x, y, sample_weight)
+            if validation_split and validation_data is None:
+                examples, held_out = examples.split(validation_split)
+                validation_data = held_out.sorted(validation_batch_size or size)[0]
+            x = examples.shuffled(size) if shuffle else examples.in_order(size)
+            y = sample_weight = batch_size = None
+            validation_split = 0.0
+        elif y is not None:
+            y = self.encode_targets(y)
+        per_epoch = steps_per_epoch or _number_of_batches(x, size, validation_split)
+        self.prepare_fit(per_epoch and per_epoch * (epochs - initial_epoch))
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            class_weight=self._class_weight(class_weight),
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            **kwargs,
+        )
+
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, sample_weight: Any = None, **kwargs
+    ) -> Any:
+        """`keras.Model.evaluate`, for strings too: see the class."""
+        if isinstance(x, tf.data.Dataset):
+            x = tokenized(x, self.preprocessor, targets=True)
+        elif is_text(x) and x is not None:
+            x, _ = self._examples(x, y, sample_weight).sorted(batch_size or _BATCH_SIZE)
+            y = batch_size = sample_weight = None
+        elif y is not None:
+            y = self.encode_targets(y)
+        return super().evaluate(x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs)
+
+    def predict(self, x: Any, batch_size: int | None = None, **kwargs) -> Any:
+        """`keras.Model.predict`, for strings too: see the class. Results are in the order of the texts."""
+        if isinstance(x, tf.data.Dataset):
+            x = tokenized(x, self.preprocessor, targets=_has_targets(x))
+        elif is_text(x):
+            dataset, order = TextBatches(_as_columns(x), self.preprocessor).sorted(batch_size or _BATCH_SIZE)
+            places = np.argsort(order)
+            return keras.tree.map_structure(lambda a: a[places], super().predict(dataset, **kwargs))
+        return super().predict(x, batch_size=batch_size, **kwargs)
+
+    def _examples(self, x: Any, y: Any, sample_weight: Any) -> TextBatches:
+        if y is None:
+            raise ValueError("`y` is missing: texts need one label each. Pass them as the second argument.")
+        targets = (self.encode_targets(y),)
+        if sample_weight is not None:
+            targets += (np.asarray(sample_weight, "float32"),)
+        return TextBatches(_as_columns(x), self.preprocessor, targets)
+
+    def _validation(self, data: Any, batch_size: int) -> Any:
+        if isinstance(data, tf.data.Dataset):
+            return tokenized(data, self.preprocessor, targets=True)
+        if isinstance(data, tuple) and is_text(data[0]):
+            x, y, *weight = data
+            return self._examples(x, y, weight[0] if weight else None).sorted(batch_size)[0]
+        if isinstance(data, tuple):
+            return (data[0], self.encode_targets(data[1]), *data[2:])
+        return data
+
+    def _class_weight(self, class_weight: dict | None) -> dict | None:
+        return class_weight
+
+
+def _as_columns(x: Any) -> Any:
+    """Texts or a pair of them; a single string and a tuple of strings are slips that would pass for something else."""
+    if isinstance(x, str | bytes) or x is None:
+        raise TypeError(f"Texts must come as a list or array of strings. Received: {type(x).__name__}. Pass `[text]`.")
+    if isinstance(x, tuple):
+        if len(x) != 2 or any(isinstance(column, str | bytes) for column in x):
+            raise TypeError(
+                f"A tuple is a pair (first, second) of two lists of strings. Received: a tuple of {len(x)}. Pass texts as "
+                "a list."
+            )
+        return tuple(_as_column(column) for column in x)
+    return _as_column(x)
+
+
+def _as_column(texts: Any) -> Any:
+    if isinstance(texts, tf.Tensor):
+        texts = texts.numpy()
+    if isinstance(texts, list | np.ndarray):
+        return texts
+    if hasattr(texts, "to_numpy"):  # a pandas column
+        return texts.to_numpy(dtype=object)
+    raise TypeError(
+        f"Texts must come as a list or array of strings, a pair (first, second), a tf.data.Dataset, or a dict of token "
+        f"ids. Received: {type(texts).__name__}."
+    )
+
+
+def _has_targets(dataset: tf.data.Dataset) -> bool:
+    """Whether elements are (x, y) or (x, y, weight): two tensors of strings are a pair, not a text and its label."""
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple):
+        return False
+    return not all(getattr(part, "dtype", None) == tf.string for part in spec)
+
+
+def _number_of_batches(x: Any, batch_size: int, validation_split: float) -> int | None:
+    """Batches of one epoch; `None` where only running through the data would tell."""
+    if isinstance(x, tf.data.Dataset):
+        cardinality = int(x.cardinality())
+        return cardinality if cardinality > 0 else None
+    if isinstance(x, dict):
+        rows = int(len(next(iter(x.values()))) * (1 - validation_split))
+        return -(-rows // batch_size)
+    return None
