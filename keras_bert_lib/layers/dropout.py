@@ -41,7 +41,7 @@ class Dropout(keras.layers.Layer):
         self.seed = seed
         self._dropped_bytes = min(max(round(256 * rate), 1), 255) if rate > 0 else 0
         if self._dropped_bytes:
-            self.seed_generator = keras.random.SeedGenerator(seed)
+            self.seed_generator = keras.random.SeedGenerator(seed, name="seed_generator")
         self.built = True
 
     def call(self, inputs, training=False):

@@ -88,7 +88,7 @@ class TransformerEmbeddings(keras.layers.Layer):
             raise ValueError("`segment_ids` were passed, but the layer has no segment table: num_segments=0.")
         x = self.token(token_ids) + self._position_rows(token_ids)  # [B, S, E]
         if self.segment is not None:
-            x += self.segment.embeddings[0] if segment_ids is None else self.segment(segment_ids)
+            x += self.segment(tf.zeros([1, 1], tf.int32) if segment_ids is None else segment_ids)
         x = self.dropout(self.norm(x), training=training)
         if self.projection is None:
             return x
@@ -105,10 +105,10 @@ class TransformerEmbeddings(keras.layers.Layer):
         if length is not None:
             if length > self.max_sequence_length:
                 raise ValueError(message)
-            return self.position.embeddings[:length]
+            return self.position(tf.range(length))
         length = tf.shape(token_ids)[1]
         with tf.control_dependencies([tf.debugging.assert_less_equal(length, self.max_sequence_length, message)]):
-            return self.position.embeddings[: tf.identity(length)]
+            return self.position(tf.range(length))
 
     def compute_output_shape(self, token_ids_shape, segment_ids_shape=None):
         return (*token_ids_shape, self.hidden_dim)

@@ -22,7 +22,8 @@ class RemovePadding(keras.layers.Layer):
         tokens float [T, D], and `layout`, a dict of int32 tensors that says where they lay.
     Example:
     >>> from keras_bert_lib.layers import TransformerEncoder
-    >>> tokens, layout = RemovePadding()(keras.ops.ones((2, 3, 8)), padding_mask=keras.ops.array([[1, 1, 0], [1, 0, 0]]))
+    >>> x, mask = keras.ops.ones((2, 3, 8)), keras.ops.array([[1, 1, 0], [1, 0, 0]])
+    >>> tokens, layout = RemovePadding()(x, padding_mask=mask)
     >>> tokens = TransformerEncoder(num_heads=2, intermediate_dim=32)(tokens, layout=layout)
     >>> tuple(tokens.shape), tuple(RestorePadding()(tokens, layout=layout).shape)
     ((3, 8), (2, 3, 8))
@@ -33,11 +34,15 @@ class RemovePadding(keras.layers.Layer):
         layout = packed_layout(padding_mask)
         return PackedLayout(layout).remove_padding(inputs), layout
 
-    def compute_output_spec(self, inputs, padding_mask):
+    def compute_output_shape(self, inputs_shape, padding_mask_shape):
         lengths = {"position_of_row": (None,), "slot_of_row": (None,)}
-        tables = {"row_of_position": tuple(padding_mask.shape), "row_of_slot": (padding_mask.shape[0], None)}
-        layout = {name: keras.KerasTensor(shape, dtype="int32") for name, shape in {**lengths, **tables}.items()}
-        return keras.KerasTensor((None, inputs.shape[-1]), dtype=self.compute_dtype), layout
+        tables = {"row_of_position": padding_mask_shape, "row_of_slot": (padding_mask_shape[0], None)}
+        return (None, inputs_shape[-1]), {**lengths, **tables}
+
+    def compute_output_spec(self, inputs, padding_mask):
+        tokens, layout = self.compute_output_shape(inputs.shape, padding_mask.shape)
+        layout = {name: keras.KerasTensor(shape, dtype="int32") for name, shape in layout.items()}
+        return keras.KerasTensor(tokens, dtype=self.compute_dtype), layout
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -59,6 +64,5 @@ class RestorePadding(keras.layers.Layer):
     def call(self, inputs, layout):
         return PackedLayout(layout).restore_padding(inputs)
 
-    def compute_output_spec(self, inputs, layout):
-        shape = (*layout["row_of_position"].shape, inputs.shape[-1])
-        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+    def compute_output_shape(self, inputs_shape, layout_shape):
+        return (*layout_shape["row_of_position"], inputs_shape[-1])

@@ -29,8 +29,8 @@ class PaddedLayout:
     def __init__(self, inputs: tf.Tensor, padding_mask: tf.Tensor | None = None):
         if inputs.shape.rank != 3:
             raise ValueError(
-                f"Inputs must be [B, S, D]; tokens without padding, [T, D], need the `layout` that RemovePadding gave with "
-                f"them. Received: inputs of shape {tuple(inputs.shape)}."
+                f"Inputs must be [B, S, D]; tokens without padding, [T, D], need the `layout` that RemovePadding gave "
+                f"with them. Received: inputs of shape {tuple(inputs.shape)}."
             )
         if padding_mask is not None and not inputs.shape[:2].is_compatible_with(padding_mask.shape):
             raise ValueError(
@@ -83,9 +83,7 @@ class PackedLayout:
     def remove_padding(self, sequences: tf.Tensor) -> tf.Tensor:
         """[B, S, D] -> [T, D]."""
         positions = tf.reshape(sequences, [-1, sequences.shape[-1]])
-        return _take(
-            positions, self._tensors["position_of_row"], tf.reshape(self._tensors["row_of_position"], [-1])
-        )
+        return _take(positions, self._tensors["position_of_row"], tf.reshape(self._tensors["row_of_position"], [-1]))
 
     def restore_padding(self, rows: tf.Tensor) -> tf.Tensor:
         """[T, D] -> [B, S, D], zeros where there is padding."""
@@ -100,7 +98,8 @@ def packed_layout(padding_mask: tf.Tensor) -> dict[str, tf.Tensor]:
     Args:
         padding_mask: bool or int [B, S]; 1 = real token. Padding may stand anywhere.
     Returns:
-        int32 tensors: `position_of_row` [T], `slot_of_row` [T], `row_of_position` [B, S], `row_of_slot` [B, L]; -1 = none.
+        int32 tensors: `position_of_row` [T], `slot_of_row` [T], `row_of_position` [B, S], `row_of_slot` [B, L];
+        -1 = none.
     """
     real = tf.cast(padding_mask, tf.bool)
     count = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)  # [B]

@@ -6,11 +6,15 @@ is a few percent.
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from keras_bert_lib.preprocessing.text_input import as_string_tensor
 
 # Texts that are tokenized at once to learn their lengths.
 _CHUNK = 1_024
@@ -28,33 +32,20 @@ class TextBatches:
         preprocessor: Strings to a dict of int32 [B, S] with `padding_mask`.
         targets: Arrays of N rows that go with the texts: `()`, `(y,)` or `(y, sample_weight)`.
     Raises:
-        ValueError, TypeError: if there are no texts, if something else than strings is among them, or if the lengths of
-            texts and targets differ.
+        ValueError: if there are no texts, if something else than strings is among them, or if the lengths of texts and
+            targets differ.
     """
 
     def __init__(self, texts: Any, preprocessor: Callable, targets: tuple[np.ndarray, ...] = ()):
-        columns = texts if isinstance(texts, tuple) else (texts,)
-        sizes = [len(column) for column in columns]
-        if not sizes[0]:
-            raise ValueError("There are no texts: an empty list was passed. Pass at least one string.")
-        if len(set(sizes)) > 1:
-            raise ValueError(
-                f"The two lists of a pair must be of the same length. Received: {sizes[0]} first and {sizes[1]} second "
-                "texts."
-            )
-        for name, target in zip(("labels", "sample weights"), targets, strict=False):
-            if len(target) != sizes[0]:
-                raise ValueError(f"There must be one entry a text. Received: {len(target)} {name} for {sizes[0]} texts.")
         self._preprocessor = preprocessor
+        self._columns = _columns(texts)
         self._targets = targets
-        lengths, checked = [], []
-        for start in range(0, sizes[0], _CHUNK):
-            chunk = tuple(column[start : start + _CHUNK] for column in columns)
-            features = preprocessor(chunk if len(chunk) > 1 else chunk[0])
-            lengths.append(tf.reduce_sum(features["padding_mask"], axis=-1).numpy())
-            checked.append([tf.constant(np.asarray(part, dtype=object), tf.string) for part in chunk])
-        self._lengths = np.concatenate(lengths)
-        self._columns = [tf.concat(parts, axis=0) for parts in zip(*checked, strict=True)]
+        count = len(self._columns[0])
+        for name, target in zip(("labels", "sample weights"), targets, strict=False):
+            if len(target) != count:
+                raise ValueError(f"There must be one entry a text. Received: {len(target)} {name} for {count} texts.")
+        chunks = [self._features(slice(start, start + _CHUNK)) for start in range(0, count, _CHUNK)]
+        self._lengths = np.concatenate([tf.reduce_sum(chunk["padding_mask"], axis=-1) for chunk in chunks])
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -70,12 +61,16 @@ class TextBatches:
         return self._slice(slice(None, cut)), self._slice(slice(cut, None))
 
     def _slice(self, rows: slice) -> TextBatches:
-        part = object.__new__(TextBatches)
-        part._preprocessor = self._preprocessor
+        part = copy.copy(self)
+        part._columns = [column[rows] for column in self._columns]
         part._targets = tuple(target[rows] for target in self._targets)
         part._lengths = self._lengths[rows]
-        part._columns = [column[rows] for column in self._columns]
         return part
+
+    def _features(self, rows: slice | tf.Tensor) -> dict[str, tf.Tensor]:
+        take = operator.itemgetter(rows) if isinstance(rows, slice) else lambda column: tf.gather(column, rows)
+        texts = tuple(take(column) for column in self._columns)
+        return self._preprocessor(texts if len(texts) > 1 else texts[0])
 
     def shuffled(self, batch_size: int) -> tf.data.Dataset:
         """One epoch an iteration, each example once: shuffled, cut into windows, sorted by length inside each, and the
@@ -103,8 +98,7 @@ class TextBatches:
         targets = [tf.constant(target) for target in self._targets]
 
         def load(rows):
-            texts = tuple(tf.gather(column, rows) for column in self._columns)
-            features = self._preprocessor(texts if len(texts) > 1 else texts[0])
+            features = self._features(rows)
             return (features, *(tf.gather(target, rows) for target in targets)) if targets else features
 
         batches = tf.data.experimental.assert_cardinality(-(-len(self) // batch_size))
@@ -112,8 +106,29 @@ class TextBatches:
 
 
 def is_text(x: Any) -> bool:
-    """Whether `x` is texts in memory (or something that a caller takes for them), not a dict of token ids or a dataset."""
-    return not isinstance(x, Mapping | tf.data.Dataset) and not hasattr(x, "__next__")
+    """Whether `x` is texts in memory, or something that a caller takes for them: no token ids, no dataset."""
+    return x is not None and not isinstance(x, Mapping | tf.data.Dataset) and not hasattr(x, "__next__")
+
+
+def _columns(texts: Any) -> list[tf.Tensor]:
+    """One string tensor [N], or two for pairs."""
+    if isinstance(texts, tuple):
+        if len(texts) != 2:
+            raise ValueError(
+                f"A tuple is a pair (first, second) of two lists of strings. Received: a tuple of {len(texts)}. Pass texts "
+                "as a list."
+            )
+        columns = [as_string_tensor(column, name) for column, name in zip(texts, ("first", "second"), strict=True)]
+    else:
+        columns = [as_string_tensor(texts)]
+    if any(column.shape.rank != 1 for column in columns):
+        raise ValueError("Texts must come as a list or array of strings. Received a single string. Pass `[text]`.")
+    if len(columns[0]) != len(columns[-1]):
+        raise ValueError(
+            "The two lists of a pair must be of the same length. Received: "
+            f"{len(columns[0])} first and {len(columns[1])} second texts."
+        )
+    return columns
 
 
 def tokenized(dataset: tf.data.Dataset, preprocessor: Callable, *, targets: bool) -> tf.data.Dataset:

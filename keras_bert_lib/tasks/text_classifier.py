@@ -36,7 +36,6 @@ class TextClassifier(TextTask):
         kind: "multi_class", one class a text: `y` int [N] in [0, C) or strings. "multi_label", any number of classes a
             text: `y` 0 or 1, [N, C]. "regression": `y` float [N] or [N, C].
         dropout: Rate before the head's projection.
-        head: A built head, such as the one of a fine-tuned checkpoint, instead of a new one.
         name: Name of the model.
     Raises:
         ValueError: if neither `num_classes` nor `labels` is given, or if they contradict each other.
@@ -58,17 +57,11 @@ class TextClassifier(TextTask):
         labels: Sequence[str] | None = None,
         kind: Kind = "multi_class",
         dropout: float = 0.1,
-        head: ClassificationHead | None = None,
         name: str = "text_classifier",
     ):
         if kind not in _LOSSES:
             raise ValueError(f"`kind` must be one of {sorted(_LOSSES)}. Received: kind={kind!r}.")
-        if head is not None:
-            num_classes = num_classes or head.num_classes
-        num_classes = _agreed_number(num_classes, labels, kind)
-        head = head or ClassificationHead(num_classes, dropout, name="head")
-        if head.num_classes != num_classes:
-            raise ValueError(f"`head` has {head.num_classes} classes, but num_classes={num_classes}.")
+        head = ClassificationHead(_agreed_number(num_classes, labels, kind), dropout, name="head")
         inputs = {name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in encoder.input.items()}
         super().__init__(inputs, head(encoder(inputs)["pooled_output"]), preprocessor, name=name)
         self.encoder = encoder
@@ -104,23 +97,23 @@ class TextClassifier(TextTask):
         Raises:
             FileNotFoundError, ValueError: see `kbl.checkpoints.load_encoder` and `load_preprocessor`.
         """
-        encoder = checkpoints.load_encoder(directory_or_hub_id, revision=revision, dropout=dropout)
-        preprocessor = checkpoints.load_preprocessor(
-            directory_or_hub_id, sequence_length=sequence_length, revision=revision
-        )
-        if num_classes is None and labels is None:
-            config = checkpoints.load_config(directory_or_hub_id, revision=revision)
-            head = checkpoints.load_heads(directory_or_hub_id, encoder, revision=revision).get("classifier")
-            if head is None:
-                raise ValueError(
-                    f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed for "
-                    "a new one."
-                )
-            if kind in (None, config.kind):
-                return cls(encoder, preprocessor, labels=config.labels, kind=config.kind, head=head)
-            num_classes = config.num_classes
-        rate = 0.1 if dropout is None else dropout
-        return cls(encoder, preprocessor, num_classes, labels, kind or "multi_class", rate)
+        # Once: each loader would ask the hub again, and a branch may move in between.
+        directory = checkpoints.fetch(directory_or_hub_id, revision=revision)
+        config = checkpoints.load_config(directory)
+        encoder = checkpoints.load_encoder(directory, dropout=dropout)
+        preprocessor = checkpoints.load_preprocessor(directory, sequence_length=sequence_length)
+        rate = config.classifier_dropout if dropout is None else dropout
+        if num_classes is not None or labels is not None or kind not in (None, config.kind):
+            return cls(encoder, preprocessor, num_classes, labels, kind or "multi_class", rate)
+        trained = checkpoints.load_heads(directory, encoder).get("classifier")
+        if trained is None:
+            raise ValueError(
+                f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed for a "
+                "new one."
+            )
+        classifier = cls(encoder, preprocessor, config.num_classes, config.labels, config.kind, rate)
+        classifier.head.set_weights(trained.get_weights())
+        return classifier
 
     def compile(self, optimizer: Any = "auto", loss: Any = "auto", metrics: Any = "auto", **kwargs) -> None:
         """`keras.Model.compile` with defaults that work.
@@ -225,14 +218,14 @@ class TextClassifier(TextTask):
             logits: float [B, C].
         Returns:
             "multi_class": `probabilities` float32 [B, C] and `label` string [B]; "multi_label": `probabilities` float32
-            [B, C], each on its own; "regression": `score` float32 [B, C].
+            [B, C], each on its own, and the `labels` string [B, C] that they belong to; "regression": `score` float32 [B, C].
         """
         logits = tf.cast(logits, tf.float32)
         if self.kind == "regression":
             return {"score": logits}
-        if self.kind == "multi_label":
-            return {"probabilities": tf.sigmoid(logits)}
         labels = tf.constant(self.labels or [str(i) for i in range(self.head.num_classes)])
+        if self.kind == "multi_label":
+            return {"probabilities": tf.sigmoid(logits), "labels": tf.tile(labels[tf.newaxis], [tf.shape(logits)[0], 1])}
         return {"probabilities": tf.nn.softmax(logits), "label": tf.gather(labels, tf.argmax(logits, axis=-1))}
 
     def get_config(self) -> dict[str, Any]:

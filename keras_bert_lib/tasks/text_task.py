@@ -76,7 +76,7 @@ class TextTask(FunctionalModel):
                 validation_data = held_out.sorted(validation_batch_size or size)[0]
             x = examples.shuffled(size) if shuffle else examples.in_order(size)
             y = sample_weight = batch_size = None
-            validation_split = 0.0
+            validation_split, shuffle = 0.0, False
         elif y is not None:
             y = self.encode_targets(y)
         per_epoch = steps_per_epoch or _number_of_batches(x, size, validation_split)
@@ -104,7 +104,7 @@ class TextTask(FunctionalModel):
         """`keras.Model.evaluate`, for strings too: see the class."""
         if isinstance(x, tf.data.Dataset):
             x = tokenized(x, self.preprocessor, targets=True)
-        elif is_text(x) and x is not None:
+        elif is_text(x):
             x, _ = self._examples(x, y, sample_weight).sorted(batch_size or _BATCH_SIZE)
             y = batch_size = sample_weight = None
         elif y is not None:
@@ -116,7 +116,7 @@ class TextTask(FunctionalModel):
         if isinstance(x, tf.data.Dataset):
             x = tokenized(x, self.preprocessor, targets=_has_targets(x))
         elif is_text(x):
-            dataset, order = TextBatches(_as_columns(x), self.preprocessor).sorted(batch_size or _BATCH_SIZE)
+            dataset, order = TextBatches(x, self.preprocessor).sorted(batch_size or _BATCH_SIZE)
             places = np.argsort(order)
             return keras.tree.map_structure(lambda a: a[places], super().predict(dataset, **kwargs))
         return super().predict(x, batch_size=batch_size, **kwargs)
@@ -127,7 +127,7 @@ class TextTask(FunctionalModel):
         targets = (self.encode_targets(y),)
         if sample_weight is not None:
             targets += (np.asarray(sample_weight, "float32"),)
-        return TextBatches(_as_columns(x), self.preprocessor, targets)
+        return TextBatches(x, self.preprocessor, targets)
 
     def _validation(self, data: Any, batch_size: int) -> Any:
         if isinstance(data, tf.data.Dataset):
@@ -141,33 +141,6 @@ class TextTask(FunctionalModel):
 
     def _class_weight(self, class_weight: dict | None) -> dict | None:
         return class_weight
-
-
-def _as_columns(x: Any) -> Any:
-    """Texts or a pair of them; a single string and a tuple of strings are slips that would pass for something else."""
-    if isinstance(x, str | bytes) or x is None:
-        raise TypeError(f"Texts must come as a list or array of strings. Received: {type(x).__name__}. Pass `[text]`.")
-    if isinstance(x, tuple):
-        if len(x) != 2 or any(isinstance(column, str | bytes) for column in x):
-            raise TypeError(
-                f"A tuple is a pair (first, second) of two lists of strings. Received: a tuple of {len(x)}. Pass texts as "
-                "a list."
-            )
-        return tuple(_as_column(column) for column in x)
-    return _as_column(x)
-
-
-def _as_column(texts: Any) -> Any:
-    if isinstance(texts, tf.Tensor):
-        texts = texts.numpy()
-    if isinstance(texts, list | np.ndarray):
-        return texts
-    if hasattr(texts, "to_numpy"):  # a pandas column
-        return texts.to_numpy(dtype=object)
-    raise TypeError(
-        f"Texts must come as a list or array of strings, a pair (first, second), a tf.data.Dataset, or a dict of token "
-        f"ids. Received: {type(texts).__name__}."
-    )
 
 
 def _has_targets(dataset: tf.data.Dataset) -> bool:

@@ -1,0 +1,152 @@
+"""Names of Hugging Face tensors beside the variables of this library, as data: read it left to right to load, right to
+left to save.
+
+One line maps one variable. Keras keeps a kernel [in, out], PyTorch keeps it [out, in], so kernels are transposed; the
+fused query-key-value variable is three of their tensors side by side. `{i}` is the number of a block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Line(NamedTuple):
+    """One variable and the tensors it is made of, in the order in which they lie on its last axis."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    transposed: bool = False
+
+    def at(self, i: int) -> Line:
+        """The line of block `i`."""
+        return self._replace(ours=self.ours.format(i=i), theirs=tuple(name.format(i=i) for name in self.theirs))
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of each tensor for a variable of `shape`."""
+        part = (*shape[:-1], shape[-1] // len(self.theirs))
+        return part[::-1] if self.transposed else part
+
+    def to_ours(self, tensors: list[np.ndarray]) -> np.ndarray:
+        """Value of the variable."""
+        return np.concatenate([tensor.T for tensor in tensors] if self.transposed else tensors, axis=-1)
+
+    def to_theirs(self, value: np.ndarray) -> list[np.ndarray]:
+        """The tensors that `to_ours` made `value` of."""
+        parts = np.split(value, len(self.theirs), axis=-1)
+        return [part.T for part in parts] if self.transposed else parts
+
+
+def _table(ours: str, theirs: str) -> tuple[Line, ...]:
+    return (Line(f"{ours}/embeddings", (f"{theirs}.weight",)),)
+
+
+def _norm(ours: str, theirs: str) -> tuple[Line, ...]:
+    return Line(f"{ours}/gamma", (f"{theirs}.weight",)), Line(f"{ours}/beta", (f"{theirs}.bias",))
+
+
+def _dense(ours: str, *theirs: str) -> tuple[Line, ...]:
+    return (
+        Line(f"{ours}/kernel", tuple(f"{name}.weight" for name in theirs), transposed=True),
+        Line(f"{ours}/bias", tuple(f"{name}.bias" for name in theirs)),
+    )
+
+
+class Family(NamedTuple):
+    """Every name of one `model_type`. Names of the encoder are written without `prefix`."""
+
+    prefix: str
+    embeddings: tuple[Line, ...]
+    block: tuple[Line, ...]
+    pooler: tuple[Line, ...]
+    heads: dict[str, tuple[Line, ...]]
+    # Second copies that older versions wrote -> the tensor they must equal.
+    copies: dict[str, str]
+    # What the tensors of any head begin with, those that this library has no layer for among them.
+    head_prefixes: tuple[str, ...]
+
+    def encoder(self, num_blocks: int, pooler: bool = True) -> list[Line]:
+        """Lines of an encoder of `num_blocks` distinct blocks."""
+        blocks = [line.at(i) for i in range(num_blocks) for line in self.block]
+        return [*self.embeddings, *blocks, *(self.pooler if pooler else ())]
+
+
+# Not weights: counting up from zero, and zeros. Written by some versions of transformers.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+_EMBEDDINGS = (
+    *_table("embeddings/token", "embeddings.word_embeddings"),
+    *_table("embeddings/position", "embeddings.position_embeddings"),
+    *_table("embeddings/segment", "embeddings.token_type_embeddings"),
+    *_norm("embeddings/norm", "embeddings.LayerNorm"),
+)
+_BERT_BLOCK = "encoder.layer.{i}"
+_ALBERT_BLOCK = "encoder.albert_layer_groups.{i}.albert_layers.0"
+
+FAMILIES = {
+    "bert": Family(
+        prefix="bert.",
+        embeddings=_EMBEDDINGS,
+        block=(
+            *_dense(
+                "block_{i}/attention/qkv",
+                f"{_BERT_BLOCK}.attention.self.query",
+                f"{_BERT_BLOCK}.attention.self.key",
+                f"{_BERT_BLOCK}.attention.self.value",
+            ),
+            *_dense("block_{i}/attention/output", f"{_BERT_BLOCK}.attention.output.dense"),
+            *_norm("block_{i}/attention_norm", f"{_BERT_BLOCK}.attention.output.LayerNorm"),
+            *_dense("block_{i}/feed_forward/intermediate", f"{_BERT_BLOCK}.intermediate.dense"),
+            *_dense("block_{i}/feed_forward/output", f"{_BERT_BLOCK}.output.dense"),
+            *_norm("block_{i}/feed_forward_norm", f"{_BERT_BLOCK}.output.LayerNorm"),
+        ),
+        pooler=_dense("pooler/dense", "pooler.dense"),
+        heads={
+            "masked_lm": (
+                *_dense("masked_lm/dense", "cls.predictions.transform.dense"),
+                *_norm("masked_lm/norm", "cls.predictions.transform.LayerNorm"),
+                Line("masked_lm/output_bias", ("cls.predictions.bias",)),
+            ),
+            "next_sentence": _dense("next_sentence/dense", "cls.seq_relationship"),
+            "classifier": _dense("classifier/dense", "classifier"),
+        },
+        copies={
+            "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+        head_prefixes=("cls.", "classifier.", "qa_outputs."),
+    ),
+    "albert": Family(
+        prefix="albert.",
+        embeddings=(*_EMBEDDINGS, *_dense("embeddings/projection", "encoder.embedding_hidden_mapping_in")),
+        block=(
+            *_dense(
+                "block_{i}/attention/qkv",
+                f"{_ALBERT_BLOCK}.attention.query",
+                f"{_ALBERT_BLOCK}.attention.key",
+                f"{_ALBERT_BLOCK}.attention.value",
+            ),
+            *_dense("block_{i}/attention/output", f"{_ALBERT_BLOCK}.attention.dense"),
+            *_norm("block_{i}/attention_norm", f"{_ALBERT_BLOCK}.attention.LayerNorm"),
+            *_dense("block_{i}/feed_forward/intermediate", f"{_ALBERT_BLOCK}.ffn"),
+            *_dense("block_{i}/feed_forward/output", f"{_ALBERT_BLOCK}.ffn_output"),
+            *_norm("block_{i}/feed_forward_norm", f"{_ALBERT_BLOCK}.full_layer_layer_norm"),
+        ),
+        pooler=_dense("pooler/dense", "pooler"),
+        heads={
+            "masked_lm": (
+                *_dense("masked_lm/dense", "predictions.dense"),
+                *_norm("masked_lm/norm", "predictions.LayerNorm"),
+                Line("masked_lm/output_bias", ("predictions.bias",)),
+            ),
+            "next_sentence": _dense("next_sentence/dense", "sop_classifier.classifier"),
+            "classifier": _dense("classifier/dense", "classifier"),
+        },
+        copies={
+            "predictions.decoder.weight": "embeddings.word_embeddings.weight",
+            "predictions.decoder.bias": "predictions.bias",
+        },
+        head_prefixes=("predictions.", "sop_classifier.", "classifier.", "qa_outputs."),
+    ),
+}

@@ -1,0 +1,107 @@
+"""Batches by length: less padding, and still every example once."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib.tasks import text_batches
+from keras_bert_lib.tasks.text_batches import TextBatches, tokenized
+
+TEXTS = ["good " * (1 + (7 * i) % 23) for i in range(50)]  # lengths well mixed, 1 to 23 words
+NUMBERS = np.arange(50)
+
+
+def _numbers(dataset):
+    return [int(n) for _, numbers in dataset for n in numbers]
+
+
+def test_each_epoch_holds_each_example_once_in_another_order(preprocessor):
+    dataset = TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=8)
+    first, second = _numbers(dataset), _numbers(dataset)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+
+
+def test_epochs_are_the_same_for_the_same_seed(preprocessor):
+    def order():
+        keras.utils.set_random_seed(3)
+        return _numbers(TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=8))
+
+    assert order() == order()
+
+
+def test_windows_mix_the_examples(preprocessor, monkeypatch):
+    # With windows of two batches, an example must not meet the same neighbours in every epoch.
+    monkeypatch.setattr(text_batches, "_WINDOW", 2)
+    dataset = TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=5)
+    neighbours = [{frozenset(n.numpy().tolist()) for _, n in dataset} for _ in range(2)]
+    assert len(neighbours[0] & neighbours[1]) < 3
+
+
+def test_sorting_removes_most_of_the_padding(preprocessor):
+    batches = TextBatches(TEXTS, preprocessor)
+
+    def padding(dataset):
+        masks = [features["padding_mask"].numpy() for features in dataset]
+        return 1 - sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks)
+
+    assert padding(batches.in_order(8)) > 0.35
+    assert padding(batches.sorted(8)[0]) < 0.12
+
+
+def test_the_number_of_batches_is_known(preprocessor):
+    batches = TextBatches(TEXTS, preprocessor, (NUMBERS,))
+    assert batches.shuffled(8).cardinality() == len(list(batches.shuffled(8))) == 7
+    assert [len(n) for _, n in batches.in_order(8)] == [8, 8, 8, 8, 8, 8, 2]
+
+
+def test_split_takes_the_last_examples(preprocessor):
+    train, held_out = TextBatches(TEXTS, preprocessor, (NUMBERS,)).split(0.2)
+    assert _numbers(train.in_order(8)) == list(range(40))
+    assert _numbers(held_out.in_order(8)) == list(range(40, 50))
+
+
+def test_split_that_leaves_nothing_is_refused(preprocessor):
+    with pytest.raises(ValueError, match="must leave examples on both sides.*validation_split=0.999 for 50 texts"):
+        TextBatches(TEXTS, preprocessor, (NUMBERS,)).split(0.999)
+
+
+def test_lengths_that_differ_are_refused(preprocessor):
+    with pytest.raises(ValueError, match="3 labels for 50 texts"):
+        TextBatches(TEXTS, preprocessor, (NUMBERS[:3],))
+    with pytest.raises(ValueError, match="2 sample weights for 50 texts"):
+        TextBatches(TEXTS, preprocessor, (NUMBERS, np.ones(2)))
+    with pytest.raises(ValueError, match="50 first and 2 second texts"):
+        TextBatches((TEXTS, TEXTS[:2]), preprocessor)
+
+
+@pytest.mark.parametrize("texts", [("a", "b", "c"), ("a",)])
+def test_a_tuple_that_is_no_pair_is_refused(preprocessor, texts):
+    with pytest.raises(ValueError, match="A tuple is a pair"):
+        TextBatches(texts, preprocessor)
+
+
+def test_a_single_string_is_refused(preprocessor):
+    with pytest.raises(ValueError, match=r"Received a single string. Pass `\[text\]`"):
+        TextBatches("good film", preprocessor)
+
+
+def test_a_dataset_of_strings_is_tokenized_and_one_of_ids_passes(preprocessor):
+    strings = tf.data.Dataset.from_tensor_slices((["good film", "bad"], [1, 0])).batch(2)
+    features, y = next(iter(tokenized(strings, preprocessor, targets=True)))
+    np.testing.assert_array_equal(features["token_ids"], [[2, 5, 7, 3], [2, 6, 3, 0]])
+    np.testing.assert_array_equal(y, [1, 0])
+    ids = tf.data.Dataset.from_tensors(({"token_ids": [[2, 3]]}, [1]))
+    assert tokenized(ids, preprocessor, targets=True) is ids
+
+
+def test_a_dataset_of_pairs_keeps_both_texts(preprocessor):
+    pairs = tf.data.Dataset.from_tensor_slices((["good"], ["bad film"])).batch(1)
+    features = next(iter(tokenized(pairs, preprocessor, targets=False)))
+    np.testing.assert_array_equal(features["segment_ids"], [[0, 0, 0, 1, 1, 1]])
+
+
+def test_a_dataset_that_is_not_batched_is_refused(preprocessor):
+    with pytest.raises(ValueError, match="must be batched"):
+        tokenized(tf.data.Dataset.from_tensor_slices((["good"], [1])), preprocessor, targets=True)

@@ -1,0 +1,242 @@
+"""fit, evaluate and predict on everything that a user may call texts and labels."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_bert_lib as kbl
+
+TEXTS = ["good film", "bad film", "a very good film", "a bad bad film"] * 8
+NUMBERS = [1, 0, 1, 0] * 8
+NAMES = ["good", "bad", "good", "bad"] * 8
+
+
+def _fast(classifier, **options):
+    classifier.compile(optimizer=kbl.training.AdamW(3e-2, weight_decay=0.0), **options)
+    return classifier
+
+
+def _fit(classifier, x, y=None, epochs=8, **options):
+    return classifier.fit(x, y, batch_size=8, epochs=epochs, verbose=0, **options).history
+
+
+def _features(classifier, texts):
+    return {name: value.numpy() for name, value in classifier.preprocessor(texts).items()}
+
+
+@pytest.mark.parametrize("kind_of_text", ["list", "object array", "str array", "bytes", "tensor"])
+def test_learns_from_strings_in_memory(make_classifier, kind_of_text):
+    make = {
+        "list": list,
+        "object array": lambda texts: np.array(texts, dtype=object),
+        "str array": np.array,
+        "bytes": lambda texts: [text.encode() for text in texts],
+        "tensor": tf.constant,
+    }[kind_of_text]
+    classifier = _fast(make_classifier(num_classes=2))
+    _fit(classifier, make(TEXTS), NUMBERS)
+    assert classifier.evaluate(make(TEXTS), NUMBERS, verbose=0, return_dict=True)["accuracy"] == 1.0
+
+
+def test_learns_from_datasets_of_strings_and_from_token_ids(make_classifier):
+    classifier = _fast(make_classifier(num_classes=2))
+    dataset = tf.data.Dataset.from_tensor_slices((TEXTS, NUMBERS)).batch(8)
+    _fit(classifier, dataset)
+    assert classifier.evaluate(dataset, verbose=0, return_dict=True)["accuracy"] == 1.0
+    features = _features(classifier, TEXTS)
+    _fit(classifier, features, NUMBERS, epochs=1)
+    assert classifier.evaluate(features, NUMBERS, verbose=0, return_dict=True)["accuracy"] == 1.0
+    from_strings = classifier.predict(TEXTS, verbose=0)
+    np.testing.assert_allclose(classifier.predict(features, verbose=0), from_strings, atol=1e-5)
+    np.testing.assert_allclose(classifier.predict(dataset, verbose=0), from_strings, atol=1e-5)
+
+
+def test_learns_from_pairs(make_classifier):
+    first, second = ["good", "bad", "good", "bad"] * 8, ["good", "good", "bad", "bad"] * 8
+    same = ["yes", "no", "no", "yes"] * 8
+    classifier = _fast(make_classifier(labels=["no", "yes"]))
+    _fit(classifier, (first, second), same, epochs=25)
+    assert classifier.evaluate((first, second), same, verbose=0, return_dict=True)["accuracy"] == 1.0
+
+
+def test_predictions_are_in_the_order_of_the_texts(make_classifier):
+    classifier = make_classifier(num_classes=3)
+    texts = ["good " * n for n in (5, 1, 9, 3, 7, 2)]
+    together = classifier.predict(texts, batch_size=2, verbose=0)
+    alone = np.concatenate([classifier.predict([text], verbose=0) for text in texts])
+    assert together.dtype == np.float32
+    assert together.shape == (6, 3)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_string_labels_are_learned_sorted_or_as_named(make_classifier):
+    classifier = _fast(make_classifier(num_classes=2))
+    _fit(classifier, TEXTS, NAMES)
+    assert classifier.labels == ["bad", "good"]
+    assert classifier.predict(["a very good film"], verbose=0).argmax() == 1
+    assert make_classifier(labels=["good", "bad"]).encode_targets(NAMES)[:2].tolist() == [0, 1]
+
+
+def test_multi_label(make_classifier):
+    y = np.array([[1, 0, 1], [0, 1, 1], [1, 0, 1], [0, 1, 1]] * 8)
+    classifier = _fast(make_classifier(num_classes=3, kind="multi_label"))
+    _fit(classifier, TEXTS, y)
+    assert classifier.evaluate(TEXTS, y, verbose=0, return_dict=True)["accuracy"] == 1.0
+    np.testing.assert_array_equal(classifier.predict(["bad"], verbose=0) > 0, [[False, True, True]])
+
+
+def test_regression(make_classifier):
+    classifier = _fast(make_classifier(kind="regression"))
+    _fit(classifier, TEXTS, [1.5, -1.5, 1.5, -1.5] * 8, epochs=25)
+    assert classifier.predict(["good film", "bad film"], verbose=0) == pytest.approx(np.array([[1.5], [-1.5]]), abs=0.4)
+
+
+def test_sample_weight_and_class_weight_reach_the_loss(make_classifier):
+    weights = np.where(np.array(NUMBERS) == 1, 2.0, 0.0)
+    weighted, classes = (_fast(make_classifier(labels=["bad", "good"])) for _ in range(2))
+    classes.set_weights(weighted.get_weights())
+    losses = weighted.evaluate(TEXTS, NUMBERS, sample_weight=weights, verbose=0, return_dict=True)
+    logits = classes.predict(TEXTS, verbose=0)
+    expected = -(tf.nn.log_softmax(logits).numpy()[np.arange(32), NUMBERS] * weights).mean()
+    assert losses["loss"] == pytest.approx(expected, rel=1e-5)
+    _fit(weighted, TEXTS, NUMBERS, sample_weight=weights)
+    _fit(classes, TEXTS, NUMBERS, class_weight={"good": 2.0, "bad": 0.0})
+    for classifier in (weighted, classes):  # who only hears of good films calls all of them good
+        assert (classifier.predict(TEXTS, verbose=0).argmax(-1) == 1).all()
+
+
+def test_validation(make_classifier):
+    classifier = _fast(make_classifier(num_classes=2))
+    dataset = tf.data.Dataset.from_tensor_slices((TEXTS, NUMBERS)).batch(8)
+    for options in (
+        {"validation_split": 0.25},
+        {"validation_data": (TEXTS, NUMBERS)},
+        {"validation_data": (TEXTS, NUMBERS, np.ones(32))},
+        {"validation_data": (_features(classifier, TEXTS), NUMBERS)},
+        {"validation_data": dataset},
+    ):
+        assert len(_fit(classifier, TEXTS, NUMBERS, epochs=2, **options)["val_accuracy"]) == 2
+
+
+def test_the_default_recipe_warms_up_decays_and_clips(make_classifier):
+    classifier = make_classifier(num_classes=2)
+    rates = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: rates.append(float(classifier.optimizer.learning_rate))
+    )
+    classifier.compile()
+    classifier.fit(TEXTS, NUMBERS, batch_size=8, epochs=5, verbose=0, callbacks=[watch])
+    assert classifier.optimizer.global_clipnorm == 1.0
+    peak = int(np.argmax(rates))
+    assert rates[peak] == pytest.approx(5e-5, rel=0.06)
+    assert peak < 3
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_fit_without_compile_takes_the_default_recipe(make_classifier):
+    assert list(_fit(make_classifier(num_classes=2), TEXTS, NUMBERS, epochs=1)) == ["accuracy", "loss"]
+
+
+def test_the_default_recipe_needs_to_know_the_number_of_steps(make_classifier):
+    endless = tf.data.Dataset.from_tensor_slices((TEXTS, NUMBERS)).batch(8).repeat()
+    classifier = make_classifier(num_classes=2)
+    with pytest.raises(ValueError, match="does not tell its length. Pass `steps_per_epoch`"):
+        _fit(classifier, endless, epochs=1)
+    _fit(classifier, endless, epochs=1, steps_per_epoch=2)
+
+
+def test_keras_file_restores_everything(make_classifier, tmp_path):
+    classifier = make_classifier(labels=["bad", "good"])
+    _fit(classifier, TEXTS, NAMES, epochs=1)
+    classifier.save(tmp_path / "c.keras")
+    restored = keras.models.load_model(tmp_path / "c.keras")
+    assert restored.labels == ["bad", "good"]
+    assert restored.preprocessor.tokenizer.get_config() == classifier.preprocessor.tokenizer.get_config()
+    for before, after in zip(classifier.weights, restored.weights, strict=True):
+        np.testing.assert_array_equal(before, after)
+    np.testing.assert_allclose(restored.predict(TEXTS, verbose=0), classifier.predict(TEXTS, verbose=0), atol=1e-6)
+    assert list(restored.evaluate(TEXTS, NAMES, verbose=0, return_dict=True)) == ["accuracy", "loss"]
+    _fit(restored, TEXTS, NAMES, epochs=1)
+
+
+def test_mixed_precision_gives_float32_logits(make_classifier):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    classifier = _fast(make_classifier(num_classes=2))
+    _fit(classifier, TEXTS, NUMBERS, epochs=1)
+    assert classifier.predict(TEXTS, verbose=0).dtype == np.float32
+
+
+def test_trains_on_two_replicas():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "very"]
+    preprocessor = kbl.preprocessing.TextPreprocessor(kbl.preprocessing.WordPieceTokenizer(vocabulary))
+    with strategy.scope():
+        encoder = kbl.models.bert(len(vocabulary), num_layers=1, hidden_dim=16, num_heads=2, intermediate_dim=32)
+        classifier = _fast(kbl.tasks.TextClassifier(encoder, preprocessor, num_classes=2))
+    _fit(classifier, TEXTS[:-1], NUMBERS[:-1])
+    assert classifier.evaluate(TEXTS, NUMBERS, verbose=0, return_dict=True)["accuracy"] == 1.0
+    assert classifier.predict(TEXTS[:5], verbose=0).argmax(-1).tolist() == NUMBERS[:5]
+
+
+def test_serving_outputs(make_classifier):
+    logits = tf.constant([[0.0, 2.0], [3.0, 1.0]])
+    outputs = make_classifier(labels=["bad", "good"]).serving_outputs(logits)
+    assert outputs["label"].numpy().tolist() == [b"good", b"bad"]
+    np.testing.assert_allclose(outputs["probabilities"], tf.nn.softmax(logits))
+    assert make_classifier(num_classes=2).serving_outputs(logits)["label"].numpy().tolist() == [b"1", b"0"]
+    outputs = make_classifier(num_classes=2, kind="multi_label").serving_outputs(logits)
+    np.testing.assert_allclose(outputs["probabilities"], tf.sigmoid(logits))
+    assert outputs["labels"].numpy().tolist() == [[b"0", b"1"]] * 2
+    assert list(make_classifier(kind="regression").serving_outputs(logits[:, :1])) == ["score"]
+
+
+@pytest.mark.parametrize(
+    ("options", "y", "message"),
+    [
+        ({"num_classes": 2}, [0, 2] * 16, r"must be in \[0, 2\).*from 0 to 2"),
+        ({"num_classes": 2}, [-1, 1] * 16, r"must be in \[0, 2\)"),
+        ({"num_classes": 2}, [0, 1], "2 labels for 32 texts"),
+        ({"num_classes": 2}, [0.5, 1.0] * 16, "one integer or string a text"),
+        ({"num_classes": 2}, [[0, 1]] * 32, "one integer or string a text"),
+        ({"num_classes": 2}, ["a", "b", "c", "d"] * 8, "4 different strings, but the model has 2 classes"),
+        ({"labels": ["a", "b"]}, ["a", "z"] * 16, r"must be among \['a', 'b'\]. Received also: \['z'\]"),
+        ({"num_classes": 2}, np.array(["a", None] * 16, object), "all integers or all strings. Received: NoneType, str"),
+        ({"num_classes": 2, "kind": "multi_label"}, [0, 1] * 16, r"0 or 1, \[N, 2\]"),
+        ({"num_classes": 2, "kind": "multi_label"}, [[0, 3]] * 32, r"0 or 1, \[N, 2\]"),
+        ({"kind": "regression"}, [float("nan")] * 32, "finite numbers"),
+        ({"kind": "regression"}, ["1"] * 32, "finite numbers"),
+        ({"kind": "regression"}, [[1.0, 2.0]] * 32, r"must be \[N, 1\]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(make_classifier, options, y, message):
+    with pytest.raises(ValueError, match=message):
+        _fit(make_classifier(**options), TEXTS, y)
+
+
+@pytest.mark.parametrize("texts", [[], [None, "a"], [1, 2], [["a"], ["b"]], 3, None, [1.5]])
+def test_what_is_no_text_is_refused(make_classifier, texts):
+    classifier = make_classifier(num_classes=2)
+    with pytest.raises(ValueError, match="must hold|must be"):
+        classifier.predict(texts, verbose=0)
+
+
+def test_missing_labels_are_named(make_classifier):
+    with pytest.raises(ValueError, match="`y` is missing"):
+        _fit(make_classifier(num_classes=2), TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "number of classes is unknown"),
+        ({"num_classes": 1}, "at least 2 classes"),
+        ({"num_classes": 3, "labels": ["a", "b"]}, "names 2 classes, but num_classes=3"),
+        ({"labels": ["a", "a"]}, "different strings"),
+        ({"labels": "ab"}, "different strings"),
+        ({"num_classes": 2, "kind": "binary"}, "must be one of"),
+    ],
+)
+def test_contradictory_classifiers_are_refused(make_classifier, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_classifier(**options)
