@@ -1,0 +1,343 @@
+"""Export of `TextClassifier`; faults are shown on a smaller task that keeps the same contract."""
+
+import errno
+import os
+import pathlib
+import resource
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib.export import saved_model
+from keras_bert_lib.models import bert
+from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
+from keras_bert_lib.tasks import TextClassifier
+
+TEXTS = ["a gem of a film", "", "two hours i want back . the film again and again", "zzz"]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "gem",
+    "of",
+    "film",
+    "two",
+    "hours",
+    "i",
+    "want",
+    "back",
+    ".",
+    "the",
+]
+
+
+def classifier(num_classes=2, hidden_dim=32, **kwargs):
+    encoder = bert(len(VOCABULARY), num_layers=1, hidden_dim=hidden_dim, num_heads=2, intermediate_dim=2 * hidden_dim)
+    task = TextClassifier(encoder, TextPreprocessor(WordPieceTokenizer(VOCABULARY)), num_classes, **kwargs)
+    for variable in task.trainable_variables:  # probabilities that differ from text to text
+        variable.assign_add(tf.random.normal(variable.shape, stddev=0.3))
+    return task
+
+
+class SmallPreprocessor(keras.layers.Layer):
+    """Words to ids by a lookup table; a pair is joined."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_jit = False
+        ids = tf.range(len(VOCABULARY), dtype=tf.int64)
+        self.table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(VOCABULARY, ids), 1)
+
+    def call(self, texts):
+        text = tf.strings.join(texts, " ") if isinstance(texts, tuple) else texts
+        ids = tf.cast(
+            self.table.lookup(tf.strings.split(tf.strings.join(["[CLS] ", text])).to_tensor("[PAD]")), "int32"
+        )
+        return {"token_ids": ids, "segment_ids": tf.zeros_like(ids), "padding_mask": tf.cast(ids > 0, "int32")}
+
+
+class SmallClassifier(keras.Model):
+    """Mean of word vectors, one hidden layer, C logits."""
+
+    def __init__(self, preprocessor=None, num_classes=2, labels=None):
+        super().__init__()
+        self.preprocessor, self.labels = preprocessor or SmallPreprocessor(), labels
+        self.embedding = keras.layers.Embedding(len(VOCABULARY), 32, embeddings_initializer="normal")
+        self.hidden = keras.layers.Dense(256, activation="gelu", kernel_initializer="random_normal")
+        self.head = keras.layers.Dense(num_classes, dtype="float32", kernel_initializer="random_normal")
+        self(self.preprocessor(tf.constant(["a"])))
+
+    def call(self, features, training=False):
+        vectors = self.embedding(features["token_ids"])
+        mask = tf.cast(features["padding_mask"], vectors.dtype)[:, :, None]
+        return self.head(self.hidden(tf.reduce_sum(vectors * mask, 1) / tf.reduce_sum(mask, 1)))
+
+    def serving_outputs(self, logits):
+        names = self.labels or [str(i) for i in range(logits.shape[-1])]
+        probabilities = tf.nn.softmax(logits)
+        return {"probabilities": probabilities, "label": tf.gather(tf.constant(list(names)), tf.argmax(logits, -1))}
+
+
+def ask(version, **inputs):
+    signature = tf.saved_model.load(str(version)).signatures["serving_default"]
+    outputs = signature(**{name: tf.constant(texts) for name, texts in inputs.items()})
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def expected(task, texts):
+    return tf.nn.softmax(task(task.preprocessor(texts))).numpy()
+
+
+def only_child(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.fixture(scope="module")
+def trained_and_served(tmp_path_factory):
+    """A classifier that has taken a training step, and its export, checked without Keras and this library."""
+    folder = tmp_path_factory.mktemp("served")
+    for package in ("keras", "keras_bert_lib"):  # the check finds these before the real ones, should it import them
+        (folder / "first" / package).mkdir(parents=True)
+        (folder / "first" / package / "__init__.py").write_text("raise ImportError('not here')")
+    task = classifier(hidden_dim=128)
+    task.compile()
+    task.train_on_batch(task.preprocessor(TEXTS), np.array([0, 1, 0, 1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder / "first"))
+        return task, saved_model(task, folder / "films" / "1", labels=["rotten", "fresh"])
+
+
+def test_strings_in_probabilities_and_labels_out(trained_and_served):
+    task, version = trained_and_served
+    answers, probabilities = ask(version, text=TEXTS), expected(task, TEXTS)
+    assert np.ptp(probabilities) > 0.01
+    np.testing.assert_allclose(answers["probabilities"], probabilities, atol=1e-6)
+    assert answers["label"].tolist() == [[b"rotten", b"fresh"][i] for i in probabilities.argmax(-1)]
+
+
+def test_labels_are_for_the_export_only(trained_and_served):
+    task, _ = trained_and_served
+    assert task.labels is None
+
+
+def test_batch_dimension_is_free_and_outputs_are_float32_and_string(trained_and_served):
+    signature = tf.saved_model.load(str(trained_and_served[1])).signatures["serving_default"]
+    assert signature.structured_input_signature[1] == {"text": tf.TensorSpec([None], tf.string, name="text")}
+    outputs = {name: (spec.shape.as_list(), spec.dtype) for name, spec in signature.structured_outputs.items()}
+    assert outputs == {"probabilities": ([None, 2], tf.float32), "label": ([None], tf.string)}
+
+
+def test_every_weight_is_written_once_and_no_optimizer(trained_and_served):
+    task, version = trained_and_served
+    (data,) = version.glob("variables/variables.data-*")
+    assert 4 * task.count_params() < data.stat().st_size < 1.1 * 4 * task.count_params()
+
+
+def test_what_the_preprocessor_compiled_for_itself_is_not_written(trained_and_served):
+    assert not hasattr(tf.saved_model.load(str(trained_and_served[1])), "preprocessor")
+
+
+def test_only_the_version_is_left_and_any_user_may_read_it(trained_and_served):
+    _, version = trained_and_served
+    umask = os.umask(0)
+    os.umask(umask)
+    assert version.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert version.name == "1" and only_child(version.parent) == ["1"]
+
+
+def test_pairs_have_two_inputs(tmp_path):
+    task = classifier(num_classes=3, labels=["yes", "maybe", "no"])
+    version = saved_model(task, tmp_path / "1", pairs=True, check=False)
+    first, second = ["a gem", "two"], ["of film", "hours i want"]
+    answers = ask(version, first=first, second=second)
+    np.testing.assert_allclose(answers["probabilities"], expected(task, (first, second)), atol=1e-6)
+    assert set(answers["label"]) <= {b"yes", b"maybe", b"no"}
+
+
+def test_outputs_are_the_task_s_own(tmp_path):
+    task = SmallClassifier()
+    task.serving_outputs = lambda logits: {"score": tf.cast(logits, tf.float16), "rank": tf.argsort(logits)}
+    answers = ask(saved_model(task, tmp_path / "1", check=False), text=TEXTS)
+    assert {name: array.dtype for name, array in answers.items()} == {"score": np.float32, "rank": np.int32}
+
+
+def test_lookup_tables_of_a_preprocessor_are_written(tmp_path):
+    task = SmallClassifier()
+    answers = ask(saved_model(task, tmp_path / "1", check=False), text=TEXTS)
+    np.testing.assert_allclose(answers["probabilities"], expected(task, tf.constant(TEXTS)), atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_task_is_served_in_float32(tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+    task = classifier()
+    policies = [layer.dtype_policy.name for layer in task._flatten_layers()]
+    version = saved_model(task, tmp_path / "1", check=False)
+    assert policy in policies and [layer.dtype_policy.name for layer in task._flatten_layers()] == policies
+    keras.config.set_dtype_policy("float32")
+    plain = classifier()
+    plain.set_weights(task.get_weights())
+    np.testing.assert_allclose(ask(version, text=TEXTS)["probabilities"], expected(plain, TEXTS), atol=1e-6)
+
+
+def test_task_built_under_mirrored_strategy(tmp_path):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        task = SmallClassifier()
+        inside = saved_model(task, tmp_path / "1", check=False)
+    outside = saved_model(task, tmp_path / "2", check=False)
+    for version in (inside, outside):
+        np.testing.assert_allclose(
+            ask(version, text=TEXTS)["probabilities"], expected(task, tf.constant(TEXTS)), atol=1e-6
+        )
+
+
+def test_existing_version_is_refused_with_the_next_number(tmp_path):
+    for name in ("1", "9", "notes"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(FileExistsError, match=r"exists and may be served. Choose the next number: .*/10'"):
+        saved_model(SmallClassifier(), tmp_path / "1")
+    assert not list((tmp_path / "1").iterdir())
+
+
+def test_version_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    class Slow(SmallClassifier):
+        def serving_outputs(self, logits):
+            (tmp_path / "1").mkdir(exist_ok=True)
+            (tmp_path / "1" / "saved_model.pb").write_text("theirs")
+            return super().serving_outputs(logits)
+
+    with pytest.raises(FileExistsError, match=r"Choose the next number"):
+        saved_model(Slow(), tmp_path / "1", check=False)
+    assert only_child(tmp_path) == ["1"] and (tmp_path / "1" / "saved_model.pb").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["films", "1.5", "v1", "١"])
+def test_version_must_be_a_number(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"named by a number only.*Write to .*{name}/1"):
+        saved_model(SmallClassifier(), tmp_path / name)
+
+
+def test_remote_folder_is_refused():
+    with pytest.raises(ValueError, match=r"must be a local folder.*gs://bucket/films/1"):
+        saved_model(SmallClassifier(), "gs://bucket/films/1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["one"], "Received 1 labels for 2 classes"),
+        (["same", "same"], r"must differ.*\['same'\]"),
+        ("ab", "must be a list of strings.*'ab'"),
+        ([0, 1], r"must be a list of strings.*\[0, 1\]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
+    task = SmallClassifier(labels=["negative", "positive"])
+    with pytest.raises(ValueError, match=message):
+        saved_model(task, tmp_path / "1", labels=labels)
+    assert only_child(tmp_path) == [] and task.labels == ["negative", "positive"]
+
+
+def test_labels_for_a_task_without_label_output_are_refused(tmp_path):
+    task = SmallClassifier()
+    task.serving_outputs = lambda logits: {"score": logits[:, 0]}
+    with pytest.raises(ValueError, match=r"the task answers \['score'\], without a label"):
+        saved_model(task, tmp_path / "1", labels=["a", "b"])
+
+
+def test_output_without_batch_dimension_is_refused(tmp_path):
+    task = SmallClassifier()
+    task.serving_outputs = lambda logits: {"mean": tf.reduce_mean(logits)}
+    with pytest.raises(ValueError, match=r"needs the free batch dimension first.*mean="):
+        saved_model(task, tmp_path / "1", check=False)
+
+
+class Rounded(SmallPreprocessor):
+    """Text that goes through Python, which a server does not have."""
+
+    def call(self, texts):
+        return super().call(tf.ensure_shape(tf.numpy_function(lambda t: t, [texts], tf.string), [None]))
+
+
+def test_op_that_calls_python_is_named_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"op 'PyFunc' calls back into Python"):
+        saved_model(SmallClassifier(Rounded()), tmp_path / "new" / "1", check=False)
+    assert only_child(tmp_path) == []
+
+
+def test_failed_check_says_what_differed_and_removes_the_version(tmp_path):
+    class Differs(SmallClassifier):
+        def serving_outputs(self, logits):
+            return super().serving_outputs(logits if tf.executing_eagerly() else tf.add(logits, [0.0, 0.01]))
+
+    with pytest.raises(
+        RuntimeError, match=r"removed.*output 'probabilities' differs from the task's by up to \d\.\de-03"
+    ):
+        saved_model(Differs(), tmp_path / "films" / "1")
+    assert only_child(tmp_path) == []
+
+
+def test_model_that_does_not_load_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["keras_bert_lib.export.self_check"].ask, "__file__", str(tmp_path / "absent.py"))
+    with pytest.raises(RuntimeError, match=r"fresh process could not run it: .*absent.py"):
+        saved_model(SmallClassifier(), tmp_path / "1")
+    assert only_child(tmp_path) == []
+
+
+def test_diverged_weights_are_not_exported(tmp_path):
+    task = SmallClassifier()
+    task.head.bias.assign([np.nan, 0.0])
+    with pytest.raises(RuntimeError, match=r"'probabilities' are not finite: its weights diverged"):
+        saved_model(task, tmp_path / "1")
+    assert only_child(tmp_path) == []
+
+
+def test_file_in_place_of_the_parent_folder(tmp_path):
+    (tmp_path / "films").write_text("a file")
+    with pytest.raises(OSError, match=r"could not be written to .*films/1'.*Choose a folder that you may write to"):
+        saved_model(SmallClassifier(), tmp_path / "films" / "1", check=False)
+    assert only_child(tmp_path) == ["films"]
+
+
+def test_no_write_permission(tmp_path, monkeypatch):
+    def mkdir(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", mkdir)  # root may write anywhere, so that chmod shows nothing
+    with pytest.raises(PermissionError, match=r"could not be written to .*/1': Permission denied. Choose a folder"):
+        saved_model(SmallClassifier(), tmp_path / "1", check=False)
+    assert only_child(tmp_path) == []
+
+
+def test_disk_that_fills_up_halfway(tmp_path):
+    task = SmallClassifier(num_classes=2_000)  # 2 MB of weights
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))  # TensorFlow's writer meets a real error halfway
+    try:
+        with pytest.raises(
+            OSError, match=r"could not be written to .*films/1': File too large\..* with 2\.\d MB free\."
+        ):
+            saved_model(task, tmp_path / "films" / "1", check=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert only_child(tmp_path) == []
+
+
+def test_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
+    save = tf.saved_model.save
+
+    def interrupted(*args, **kwargs):
+        save(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tf.saved_model, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saved_model(SmallClassifier(), tmp_path / "films" / "1")
+    assert only_child(tmp_path) == []
