@@ -1,0 +1,17 @@
+"""Strings to token ids, in TensorFlow ops that run eagerly, in `tf.data` and in a SavedModel."""
+
+from keras_bert_lib.preprocessing.packing import pack_segments
+from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
+from keras_bert_lib.preprocessing.text_preprocessor import TextPreprocessor
+from keras_bert_lib.preprocessing.vocabulary import Vocabulary, read_vocabulary
+from keras_bert_lib.preprocessing.wordpiece import Tokens, WordPieceTokenizer
+
+__all__ = [
+    "TextCleaner",
+    "TextPreprocessor",
+    "Tokens",
+    "Vocabulary",
+    "WordPieceTokenizer",
+    "pack_segments",
+    "read_vocabulary",
+]

@@ -1,0 +1,236 @@
+import json
+import pathlib
+import random
+import zipfile
+
+import keras
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib.preprocessing import WordPieceTokenizer
+
+# Characters on which tokenizers disagree: control and format characters, accents that stay and accents that come off,
+# letters that expand, white spaces, punctuation of later Unicode versions, Chinese, jamo, parts of special tokens.
+HOSTILE = [
+    *"abcdefgixyz the film . , ! ' [ ] # [MASK] [SEP] M 中 한 한 ÀéßİıſÅﬁΣσς \t\n\r\x00\x7f\x85\xa0\xad",
+    *"\u0301\u0316\u0323\u0344\u034f\u08d4\u09cb\u1b44\u1bf2\u1bf3\u200b\u200d\u2028\u20d0\u302e\u302f\u3000\ua953",
+    *"\ufe0f\ufeff\ufffd\uffff\U00010ac0\U00011c3f\U0001d15e\U0001d160\U0001d165\U0001e944\U0001f600\U0002f800",
+    *"≠ « ‐ ⸻ ・ 、 \u2e5d ～ ｗ Ａ",
+    "[MASK]",
+    "[SEP]",
+    "film",
+    "unwatchable",
+    "x" * 99,
+]
+
+
+@pytest.fixture(scope="module")
+def mask_finder(vocabulary):
+    return WordPieceTokenizer(vocabulary, special_tokens_in_text=True)
+
+
+def fuzz(seed, count=800):
+    rng = random.Random(seed)
+    return ["".join(rng.choices(HOSTILE, k=rng.choice([1, 2, 5, 12, 40]))) for _ in range(count)]
+
+
+def assert_equals_reference(tokenizer, reference, texts):
+    tokens = tokenizer.tokenize_with_offsets(texts)
+    encodings = reference.encode_batch(texts, add_special_tokens=False)
+    rows = zip(texts, encodings, *(ragged.to_list() for ragged in tokens), strict=True)
+    for text, encoding, token_ids, starts, ends, word_ids in rows:
+        assert token_ids == encoding.ids, ascii(text)
+        assert list(zip(starts, ends, strict=True)) == encoding.offsets, ascii(text)
+        assert word_ids == encoding.word_ids, ascii(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lowercase": False},
+        {"strip_accents": False},
+        {"lowercase": False, "strip_accents": True},
+        {"handle_chinese_chars": False, "clean_text": False},
+    ],
+    ids=str,
+)
+def test_hostile_text_equals_the_reference(vocabulary, make_reference, options):
+    # The reference takes special tokens out of the text; `special_tokens_in_text` does as much.
+    tokenizer = WordPieceTokenizer(vocabulary, special_tokens_in_text=True, **options)
+    assert_equals_reference(tokenizer, make_reference(vocabulary, **options), fuzz(seed=len(str(options))))
+
+
+@pytest.mark.parametrize("name", ["uncased", "cased", "multilingual-cased", "chinese"])
+def test_real_vocabularies_equal_the_reference(shared_data, make_reference, name):
+    lowercase = name in ("uncased", "chinese")
+    tokenizer = WordPieceTokenizer(
+        shared_data / "vocabs" / f"bert-base-{name}.vocab.txt", lowercase=lowercase, special_tokens_in_text=True
+    )
+    reference = make_reference(tokenizer.vocabulary.pieces, lowercase=lowercase)
+    texts = json.loads((shared_data / "tokenizer" / "blns.json").read_text())
+    texts += (shared_data / "tokenizer" / "sample_text.txt").read_text().splitlines()
+    assert_equals_reference(tokenizer, reference, texts + fuzz(seed=0))
+
+
+def test_other_special_tokens_and_limits_equal_the_reference(make_reference):
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<m>"}
+    pieces = [*special.values(), *"ab<>", "##a", "##b", "##<"]
+    tokenizer = WordPieceTokenizer(pieces, special_tokens_in_text=True, **special)
+    reference = make_reference(pieces, **special)
+    texts = ["a<m>b<M>", "<s></s><unk><<m>>", "", "<m", "a\u0301b" * 50, "a" * 101, "b" * 100, "<m>" * 3]
+    assert_equals_reference(tokenizer, reference, texts)
+
+
+def test_the_length_of_a_word_counts_code_points_after_cleaning(vocabulary):
+    tokenizer = WordPieceTokenizer(vocabulary, max_input_chars_per_word=6)
+    unknown = [vocabulary.index("[UNK]")]
+    words = {"a" * 6: True, "a" * 7: False, "á" * 6: True, "한한": True, "한한한": False}
+    assert [ids != unknown for ids in tokenizer(list(words)).to_list()] == list(words.values())
+
+
+def test_special_tokens_in_a_text_are_plain_text_unless_asked_for(tokenizer, mask_finder):
+    text = "the [MASK] film[SEP]"
+    pieces = ["the", "[", "[UNK]", "]", "film", "[", "[UNK]", "]"]
+    assert [tokenizer.id_to_token(i) for i in tokenizer(text).numpy()] == pieces
+    assert [tokenizer.id_to_token(i) for i in mask_finder(text).numpy()] == ["the", "[MASK]", "film", "[SEP]"]
+
+
+def test_offsets_point_into_the_original_text(tokenizer):
+    text = "\x00The  FI\u0301LM  \u200bis ☃︎ unwatch\u0301able!"
+    tokens = tokenizer.tokenize_with_offsets(text)
+    spans = [text[start:end] for start, end in zip(tokens.starts.numpy(), tokens.ends.numpy(), strict=True)]
+    assert spans == ["The", "FI\u0301LM", "is", "☃", "un", "watch", "able", "!"]
+    assert tokens.word_ids.numpy().tolist() == [0, 1, 2, 3, 4, 4, 4, 5]
+
+
+def test_eager_tf_data_and_saved_model_agree(tokenizer, tmp_path):
+    texts = ["", *fuzz(seed=5, count=40)]
+
+    def tokenize(batch):
+        return tokenizer(batch).to_tensor(-1), tokenizer.tokenize_with_offsets(batch).ends.to_tensor(-1)
+
+    module = tf.Module()
+    module.tokenize = tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string)])
+    tf.saved_model.save(module, tmp_path)
+    dataset = tf.data.Dataset.from_tensors(tf.constant(texts)).map(tokenize)
+    expected = [tensor.numpy().tolist() for tensor in tokenize(texts)]
+    for result in (next(iter(dataset)), tf.saved_model.load(tmp_path).tokenize(tf.constant(texts))):
+        assert [tensor.numpy().tolist() for tensor in result] == expected
+
+
+def test_the_graph_holds_nothing_a_server_lacks(tokenizer):
+    graph = tf.function(tokenizer).get_concrete_function(tf.TensorSpec([None], tf.string)).graph.as_graph_def()
+    operations = {node.op for function in graph.library.function for node in function.node_def}
+    operations |= {node.op for node in graph.node}
+    assert "FastWordpieceTokenizeWithOffsets" in operations
+    unwanted = ("PyFunc", "Table", "TFText>", "Normalize", "RegexSplit", "Trim", "Xla")
+    assert [op for op in operations if any(name in op for name in unwanted)] == []
+
+
+def test_one_string_gives_one_row(tokenizer):
+    assert tokenizer("the film").numpy().tolist() == tokenizer(["the film"]).to_list()[0]
+    assert tokenizer.tokenize_with_offsets("the film").starts.numpy().tolist() == [0, 4]
+
+
+def test_an_empty_tensor_gives_no_rows(tokenizer):
+    assert tokenizer(tf.constant([], tf.string)).to_list() == []
+    assert tokenizer.tokenize_with_offsets(tf.constant([], tf.string)).word_ids.to_list() == []
+
+
+def test_symbolic_and_eager_outputs_agree(tokenizer):
+    texts = keras.Input((), dtype="string")
+    model = keras.Model(texts, tokenizer(texts))
+    assert (model.output.shape, model.output.dtype, model.output.ragged) == ((None, None), "int32", True)
+    assert model(tf.constant(["the film"])).to_list() == tokenizer(["the film"]).to_list()
+
+
+@pytest.mark.parametrize("unit", ["a", "\x00", "\u0301", "a\u302e\u0301", "[MASK]", "#", "한"], ids=ascii)
+def test_very_long_strings_equal_the_reference(mask_finder, vocabulary, make_reference, unit):
+    text = unit * 100_000
+    expected = make_reference(vocabulary).encode(text, add_special_tokens=False)
+    tokens = mask_finder.tokenize_with_offsets([text])
+    assert tokens.token_ids.to_list() == [expected.ids]
+    assert [list(span) for span in zip(tokens.starts.to_list()[0], tokens.ends.to_list()[0], strict=True)] == [
+        list(span) for span in expected.offsets
+    ]
+
+
+def test_detokenize_equals_the_reference(vocabulary, make_reference):
+    pieces = [*vocabulary, "##'", "n't", "'s", "'m", "'ve", "'re", "...", ".a", "do", "not", "##", "a##b"]
+    tokenizer, reference = WordPieceTokenizer(pieces), make_reference(pieces)
+    rng = random.Random(0)
+    batch = [rng.choices(range(len(pieces)), k=n % 12) for n in range(1, 500)]
+    for skip in (True, False):
+        assert tokenizer.detokenize(batch, skip) == reference.decode_batch(batch, skip_special_tokens=skip)
+    assert tokenizer.detokenize(tf.ragged.constant(batch)) == tokenizer.detokenize(batch)
+
+
+def test_detokenize_takes_one_row_or_many(tokenizer):
+    assert tokenizer.detokenize(tokenizer("The film is unwatchable!")) == "the film is unwatchable!"
+    assert tokenizer.detokenize(tokenizer(["the film!", ""])) == ["the film!", ""]
+    assert tokenizer.detokenize(tokenizer(["the film!", ""]).to_tensor()) == ["the film!", ""]
+    assert tokenizer.detokenize([]) == ""
+
+
+def test_config_round_trip_keeps_everything(vocabulary):
+    options = {
+        "lowercase": False,
+        "strip_accents": True,
+        "handle_chinese_chars": False,
+        "clean_text": False,
+        "max_input_chars_per_word": 7,
+        "special_tokens_in_text": True,
+        "unk_token": "is",
+        "mask_token": None,
+    }
+    config = WordPieceTokenizer(vocabulary, **options).get_config()
+    copy = WordPieceTokenizer.from_config(json.loads(json.dumps(config)))
+    assert copy.get_config() == config
+    assert {name: getattr(copy, name) for name in options} == options
+    assert copy.vocabulary.pieces == tuple(vocabulary)
+
+
+def test_keras_file_keeps_the_vocabulary_without_its_path(vocabulary, tmp_path):
+    pieces = [*vocabulary, "\u2028", "##\U0001f600", "caf\u00e9"]
+    path = tmp_path / "vocab.txt"
+    path.write_bytes("".join(f"{piece}\n" for piece in pieces).encode())
+    tokenizer = WordPieceTokenizer(path, lowercase=False)
+    keras.Sequential([keras.Input((), dtype="string"), tokenizer]).save(tmp_path / "model.keras")
+    original = path.read_bytes()
+    path.unlink()
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True).layers[-1]
+    assert loaded.vocabulary.pieces == tuple(pieces)
+    assert loaded(["café 한"]).to_list() == tokenizer(["café 한"]).to_list()
+    with zipfile.ZipFile(tmp_path / "model.keras") as file:
+        names = [name for name in file.namelist() if name.endswith("vocab.txt")]
+        assert [file.read(name) for name in names] == [original]
+        assert str(tmp_path) not in file.read("config.json").decode()
+
+
+def test_missing_special_tokens_are_named(vocabulary):
+    with pytest.raises(ValueError, match=r"of 2 pieces lacks the special tokens \['\[PAD\]', '\[CLS\]', '\[SEP\]'"):
+        WordPieceTokenizer(["[UNK]", "a"])
+    bare = WordPieceTokenizer(
+        ["?", "a"], unk_token="?", pad_token=None, cls_token=None, sep_token=None, mask_token=None
+    )
+    assert bare(["a b"]).to_list() == [[1, 0]]
+
+
+def test_special_tokens_that_overlap_are_refused_where_they_are_looked_for():
+    tokens = {"unk_token": "<<a", "pad_token": "a<", "cls_token": None, "sep_token": None, "mask_token": None}
+    WordPieceTokenizer(["<<a", "a<"], **tokens)
+    with pytest.raises(ValueError, match="no special token may contain or overlap another"):
+        WordPieceTokenizer(["<<a", "a<"], special_tokens_in_text=True, **tokens)
+
+
+def test_building_a_tokenizer_does_not_import_the_text_ops():
+    import subprocess
+    import sys
+
+    root = pathlib.Path(__file__).parents[2]
+    code = (
+        "import sys; from keras_bert_lib.preprocessing import WordPieceTokenizer as W;"
+        "W(['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]']); assert 'tensorflow_text' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
