@@ -1,0 +1,381 @@
+"""A Keras model whose train step is right on one device, on many replicas, and in any precision."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import tensorflow as tf
+
+from keras_bert_lib.training.global_loss import GlobalLoss
+from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, update
+
+_REPLICATED = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+_REFUSED = (
+    tf.distribute.TPUStrategy,
+    tf.distribute.ParameterServerStrategy,
+    tf.distribute.experimental.CentralStorageStrategy,
+)
+
+
+class Model(keras.Model):
+    """`keras.Model` with one train step for one device, `MirroredStrategy` and `MultiWorkerMirroredStrategy`.
+
+    `fit`, `evaluate`, `predict`, callbacks and metrics are Keras's own. A step does what training on one device with
+    the whole global batch does, whatever the number of replicas, and however uneven their shares:
+
+    1. each replica takes the *sum* of its losses; sums, their weights and the gradients are added over the replicas
+    2. gradients are dense: a token that occurs twice counts once, with its summed gradient
+    3. then, on the reduced gradients: unscale, check that all are finite, clip, apply
+
+    Under float16 the loss is scaled: a step whose gradients overflow changes nothing but the scale, which it halves.
+    The progress bar then shows `loss_scale` and `skipped_steps`.
+
+    Build it from `(inputs, outputs)` like a functional `keras.Model`, or subclass it and write `call`. A subclass with
+    functional construction derives from `FunctionalModel`.
+
+    Args:
+        *args: `inputs, outputs` of a functional model, or nothing.
+        **kwargs: `name`, `trainable`, `dtype`.
+    Example:
+    >>> token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    >>> x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(10, 4)(token_ids))
+    >>> model = Model(token_ids, keras.layers.Dense(2)(x))
+    >>> model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), accumulation_steps=2)
+    >>> history = model.fit(tf.constant([[1, 2], [3, 3], [4, 5]]), tf.constant([0, 1, 1]), verbose=0)
+    >>> list(history.history)
+    ['loss']
+    """
+
+    accumulation_steps = 1
+    _scales_loss = False
+    _loss_scale = None
+
+    def __new__(cls, *args, **kwargs):
+        functional = cls is Model and (args or "inputs" in kwargs)
+        return super().__new__(FunctionalModel if functional else cls)
+
+    def __init__(self, *args, **kwargs):
+        if len(args) > 1 or "outputs" in kwargs:
+            # Keras would now put its functional class among the bases of Model itself, for all other subclasses too.
+            raise TypeError(
+                f"{type(self).__name__} passes inputs and outputs to the constructor. Derive it from "
+                "kbl.training.FunctionalModel instead of kbl.training.Model."
+            )
+        super().__init__(*args, **kwargs)
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+        auto_scale_loss: bool = True,
+        accumulation_steps: int = 1,
+    ) -> None:
+        """Configure training; the arguments of `keras.Model.compile`, and `accumulation_steps`.
+
+        Args:
+            optimizer: Keras optimizer that overrides `build`, `update_step` and `get_config` at most.
+            loss: Loss or structure of losses.
+            loss_weights: Factors of the losses.
+            metrics: Metrics without sample weights.
+            weighted_metrics: Metrics with sample weights.
+            run_eagerly: Run the steps without a graph, to debug.
+            steps_per_execution: Number of steps in one call of the graph.
+            jit_compile: Compile with XLA; off by default, since it is slower on CPUs and compiles anew for every
+                sequence length. One device only.
+            auto_scale_loss: Scale the loss where a layer computes in float16.
+            accumulation_steps: Number of slices into which a step cuts its batch, one after the other, to save memory.
+                Loss and gradients remain those of the whole batch.
+        Raises:
+            ValueError: for an optimizer, strategy or combination that cannot train rightly.
+        """
+        strategy = self.distribute_strategy
+        if isinstance(strategy, _REFUSED):
+            raise ValueError(
+                "kbl.training.Model trains on one device, under MirroredStrategy and MultiWorkerMirroredStrategy. "
+                f"Received: {type(strategy).__name__}."
+            )
+        if jit_compile and isinstance(strategy, _REPLICATED):
+            raise ValueError(
+                f"TensorFlow cannot compile a step with XLA under {type(strategy).__name__}. Use jit_compile=False."
+            )
+        if accumulation_steps < 1:
+            raise ValueError(f"`accumulation_steps` must be at least 1. Received: {accumulation_steps}.")
+        if type(self).compute_loss is not keras.Model.compute_loss:
+            raise ValueError(
+                f"{type(self).__name__} overrides compute_loss(), whose mean over one replica the train step cannot "
+                "use. Pass the loss to compile(), or call add_loss()."
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        if optimizer is not None:
+            check_optimizer(optimizer)
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=False,
+        )
+        names = getattr(self, "output_names", None)
+        self._compile_loss = None if loss is None else GlobalLoss(loss, loss_weights, names)
+        self.accumulation_steps = accumulation_steps
+        self._auto_scale_loss = auto_scale_loss
+        computes_in = {self.compute_dtype, *(layer.compute_dtype for layer in self.layers)}
+        self._scales_loss = auto_scale_loss and "float16" in computes_in
+        self._loss_scale = None
+
+    def get_compile_config(self) -> dict:
+        """Serialized arguments of `compile`."""
+        config = super().get_compile_config()
+        if config:
+            config |= {"auto_scale_loss": self._auto_scale_loss, "accumulation_steps": self.accumulation_steps}
+        return config
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compile as `get_compile_config` describes, and make the optimizer's variables so that they can be loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self._build_optimizer()
+
+    def train_step(self, data):
+        """One step on this replica's share `data` of the global batch; runs in replica context."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self.accumulation_steps == 1:
+            gradients, sums, totals = self._gradients(x, y, sample_weight)
+        else:
+            gradients, sums, totals = self._accumulated_gradients(x, y, sample_weight)
+        variables, gradients = self._with_gradient(gradients)
+        *gradients, sums = _sum_over_replicas([*gradients, sums])
+        self._record_loss(sums, totals, x)
+        self._apply(gradients, variables)
+
+    def test_step(self, data):
+        """Loss and metrics of this replica's share `data` of the global batch; runs in replica context."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred, sums, weights = self._forward(x, y, sample_weight, training=False)
+        self._record_loss(*_sum_over_replicas([sums, weights]), x)
+        self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def make_train_function(self, force: bool = False):
+        """Make the function that `fit` calls; Keras's hook."""
+        if self.train_function is None or force:
+            self.train_function = self._make_function(self.train_step, self._train_logs)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False):
+        """Make the function that `evaluate` calls; Keras's hook."""
+        if self.test_function is None or force:
+            self.test_function = self._make_function(self.test_step, self.get_metrics_result)
+        return self.test_function
+
+    def _forward(self, x, y, sample_weight, training):
+        """Return outputs, and sums and weights, float32 [1 + losses], of the additional and the compiled losses."""
+        y_pred = self(x, training=training)
+        sums, weights = [], []
+        if self._compile_loss is not None:
+            sums, weights = self._compile_loss.sums_and_weights(y, y_pred, sample_weight)
+        additional = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in self.losses]
+        if not sums and not additional:
+            raise ValueError("There is no loss to minimize. Pass `loss` to compile(), or call add_loss() in a layer.")
+        # Regularizers are equal everywhere, and add_loss() takes a mean over examples: both count once per example.
+        examples = _batch_size(x)
+        additional = tf.math.multiply_no_nan(tf.add_n(additional), examples) if additional else tf.zeros(())
+        return y_pred, tf.stack([additional, *sums]), tf.stack([examples, *weights])
+
+    def _gradients(self, x, y, sample_weight, totals=None):
+        """Return this part's share of the gradients, its sums, and the weights of the global batch."""
+        with tf.GradientTape() as tape:
+            y_pred, sums, weights = self._forward(x, y, sample_weight, training=True)
+        if totals is None:
+            totals = _sum_over_replicas(weights)
+        share = tf.math.divide_no_nan(self._loss_weights(), totals)
+        if self._scales_loss:
+            share *= self._build_optimizer().value
+        gradients = tape.gradient(sums, self.trainable_variables, output_gradients=share)
+        self.compute_metrics(x, y, y_pred, sample_weight)
+        # Slices of an embedding's gradient may repeat a row; everything after this line is not linear.
+        return [None if g is None else tf.convert_to_tensor(g) for g in gradients], sums, totals
+
+    def _accumulated_gradients(self, x, y, sample_weight):
+        """As `_gradients`, one slice of the batch after the other."""
+        # The slices need the weights of the whole batch first. They follow from shapes, masks and sample weights, so
+        # TensorFlow prunes this pass down to those.
+        totals = _sum_over_replicas(self._forward(x, y, sample_weight, training=False)[2])
+        examples = tf.cast(_batch_size(x), tf.int32)
+        has_gradient = [False] * len(self.trainable_variables)
+
+        def add_slice(index, gradients, sums):
+            start, end = (examples * i // self.accumulation_steps for i in (index, index + 1))
+            batch = keras.tree.map_structure(lambda t: None if t is None else t[start:end], (x, y, sample_weight))
+            new, new_sums, _ = self._gradients(*batch, totals)
+            has_gradient[:] = [g is not None for g in new]
+            gradients = [a if g is None else a + g for a, g in zip(gradients, new, strict=True)]
+            return index + 1, gradients, sums + new_sums
+
+        zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
+        _, gradients, sums = tf.while_loop(
+            lambda index, *_: index < self.accumulation_steps,
+            add_slice,
+            [tf.constant(0), zeros, tf.zeros_like(totals)],
+            parallel_iterations=1,
+        )
+        return [g if has else None for g, has in zip(gradients, has_gradient, strict=True)], sums, totals
+
+    def _with_gradient(self, gradients):
+        """Return the variables that the loss reaches, and their gradients."""
+        pairs = [(v, g) for v, g in zip(self.trainable_variables, gradients, strict=True) if g is not None]
+        if not pairs:
+            raise ValueError("The loss depends on no trainable variable. Make a layer trainable, then compile() again.")
+        if missing := [v.path for v, g in zip(self.trainable_variables, gradients, strict=True) if g is None]:
+            warnings.warn(f"The loss does not depend on {missing}, which will stay as they are.", stacklevel=2)
+        return zip(*pairs, strict=True)
+
+    def _apply(self, gradients, variables):
+        optimizer, scale = self.optimizer, self._build_optimizer()
+        finite = tf.constant(True)
+        if scale is None:
+            update(optimizer, gradients, variables)
+        else:
+            norm = tf.linalg.global_norm(gradients)
+            finite = tf.math.is_finite(norm)
+            loss_scale = tf.convert_to_tensor(scale.value)
+
+            def apply():
+                update(optimizer, gradients, variables, norm, loss_scale)
+                return True
+
+            tf.cond(finite, apply, lambda: False)
+            scale.update(finite)
+        # Outside of the cond: the counter is aggregated over the replicas, which takes a merge call.
+        optimizer.iterations.assign_add(tf.cast(finite, optimizer.iterations.dtype))
+
+    def _build_optimizer(self) -> LossScale | None:
+        """Make the optimizer's variables, once, and return the loss scale where there is one."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        if self._scales_loss and self._loss_scale is None:
+            self._loss_scale = LossScale(self.optimizer)
+        return self._loss_scale
+
+    def _loss_weights(self):
+        return tf.constant([1.0, *(self._compile_loss.loss_weights if self._compile_loss is not None else [])])
+
+    def _record_loss(self, sums, totals, x):
+        losses = tf.math.divide_no_nan(sums, totals)
+        examples = _batch_size(x)  # of this replica: the metrics add up what all replicas record
+        self._loss_tracker.update_state(tf.reduce_sum(losses * self._loss_weights()), sample_weight=examples)
+        for index, metric in enumerate(self._compile_loss.metrics if self._compile_loss is not None else []):
+            metric.update_state(losses[1 + index], sample_weight=examples)
+
+    def _train_logs(self):
+        logs = self.get_metrics_result()
+        if self._loss_scale is not None:
+            logs |= {"loss_scale": self._loss_scale.value.value, "skipped_steps": self._loss_scale.skipped_steps.value}
+        return logs
+
+    def _make_function(self, step, read_logs):
+        """Return the function that runs `steps_per_execution` steps of an iterator and returns the logs.
+
+        Metrics are read once all replicas are done, in cross-replica context, where their states are summed. Keras
+        takes the mean of every replica's own result instead.
+        """
+        strategy = self.distribute_strategy
+
+        def one_step(batch):
+            batch = keras.tree.map_structure(lambda v: None if isinstance(v, tf.experimental.Optional) else v, batch)
+            strategy.run(step, args=(batch,))
+
+        if self.jit_compile:
+            one_step = tf.function(one_step, autograph=False, reduce_retracing=True, jit_compile=True)
+
+        def logs():
+            with strategy.scope():
+                return read_logs()
+
+        def on_batch(batch):
+            one_step(batch)
+            return logs()
+
+        def on_iterator(iterator):
+            if self.steps_per_execution == 1:
+                one_step(iterator.get_next())
+                return tf.constant(1), logs()
+
+            def has_next(count, batch):
+                return tf.logical_and(count < self.steps_per_execution, batch.has_value())
+
+            def body(count, batch):
+                one_step(batch.get_value())
+                last = count + 1 == self.steps_per_execution
+                return count + 1, tf.cond(last, lambda: batch, iterator.get_next_as_optional)
+
+            count, _ = tf.while_loop(has_next, body, [tf.constant(0), iterator.get_next_as_optional()])
+            return count, logs()
+
+        if not self.run_eagerly:
+            on_batch = tf.function(on_batch, autograph=False, reduce_retracing=True)
+            on_iterator = tf.function(on_iterator, autograph=False, reduce_retracing=True)
+
+        def function(iterator):
+            if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                count, result = on_iterator(iterator)
+                if self.steps_per_execution > 1 and count == 0:
+                    raise StopIteration
+                return result
+            for _, batch in zip(range(self.steps_per_execution), iterator):  # noqa: B905
+                result = on_batch(batch)
+            return result
+
+        return function
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Make all variables before the first step where the step itself cannot: on replicas and inside loops.
+
+        Keras's own reads the first batch by taking its mean over the replicas, which fails for strings, bools, and
+        shares of different sizes.
+        """
+        strategy = self.distribute_strategy
+        in_loop = self.accumulation_steps > 1 or self.steps_per_execution > 1
+        if not in_loop and not isinstance(strategy, _REPLICATED):
+            return
+        if iterator is not None:
+            _, _, batches = next(iter(iterator))
+            data_batch = keras.tree.map_structure(
+                lambda v: strategy.experimental_local_results(v)[0], next(iter(batches))
+            )
+        with strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+            if self.optimizer is not None:
+                self._build_optimizer()
+
+
+def _sum_over_replicas(tensors):
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def _batch_size(x):
+    """Number of examples of this part of the batch, float32."""
+    first = next(value for value in keras.tree.flatten(x) if value is not None)
+    return tf.cast(tf.shape(first)[0], tf.float32)
+
+
+# Keras exports no name for the class of its functional models.
+_probe = keras.Input((), name="probe")
+_Functional = type(keras.Model(_probe, _probe, name="probe"))
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class FunctionalModel(Model, _Functional):
+    """The class of `Model(inputs, outputs)`; derive from it to write a subclass with functional construction."""
+
+    __init__ = _Functional.__init__

@@ -1,0 +1,138 @@
+"""One update by any Keras optimizer, made on each replica alone: gradients are already those of the global batch."""
+
+from __future__ import annotations
+
+from types import FunctionType
+
+import keras
+import tensorflow as tf
+
+# What a Keras optimizer may define itself. Everything else belongs to `apply`, which `update` replaces.
+OVERRIDABLE = {"__init__", "build", "update_step", "get_config"}
+
+
+def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuse an optimizer that does its work outside of `update_step`.
+
+    Raises:
+        ValueError: naming the optimizer and what to use instead.
+    """
+    name = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            f"The model scales its loss by itself under mixed_float16. Received: optimizer={name}. Pass its "
+            "`inner_optimizer`."
+        )
+    for argument in ("gradient_accumulation_steps", "loss_scale_factor"):
+        if getattr(optimizer, argument):
+            instead = "Pass `accumulation_steps` to compile()" if argument.startswith("gradient") else "Leave it out"
+            raise ValueError(
+                f"`{argument}` of an optimizer is not supported. Received: {name}({argument}="
+                f"{getattr(optimizer, argument)}). {instead} instead."
+            )
+    base = keras.optimizers.Optimizer
+    own = {
+        attribute
+        for cls in type(optimizer).__mro__[: type(optimizer).__mro__.index(base)]
+        for attribute, value in vars(cls).items()
+        if hasattr(base, attribute) and isinstance(value, (FunctionType, property, classmethod, staticmethod))
+    }
+    if refused := sorted(own - OVERRIDABLE):
+        raise ValueError(
+            f"The optimizer {name} overrides {', '.join(refused)}, which this train step does not call; it calls "
+            "`update_step` alone. Use kbl.training.AdamW, or any Keras optimizer that overrides nothing else."
+        )
+
+
+def update(optimizer, gradients, variables, norm=None, loss_scale=None) -> None:
+    """Clip, decay and apply; call it in replica context with gradients that are summed over the replicas.
+
+    `optimizer.apply` is not used: it would sum the gradients again and needs a merge call, which TensorFlow does not
+    allow inside `tf.cond`. Variables and slots of Keras are not aggregated, so every replica updates its own copy, with
+    equal gradients to equal values.
+
+    Args:
+        optimizer: Built Keras optimizer that `check_optimizer` accepts.
+        gradients: Dense tensors, still multiplied by `loss_scale`.
+        variables: `keras.Variable`s, one per gradient.
+        norm: float32 scalar: norm of all `gradients` together. `None` computes it where it is needed.
+        loss_scale: float32 scalar, or `None` for gradients that are not scaled.
+    """
+    learning_rate = tf.cast(optimizer.learning_rate, tf.float32)
+    for gradient, variable in zip(_clip(optimizer, gradients, norm, loss_scale), variables, strict=True):
+        value = variable.value
+        if optimizer.weight_decay is not None and optimizer._use_weight_decay(value):
+            value.assign_sub(value * tf.cast(optimizer.weight_decay * learning_rate, value.dtype))
+        try:
+            optimizer.update_step(gradient, value, learning_rate)
+        except KeyError:
+            raise ValueError(
+                f"The optimizer was not built for the variable {variable.path!r}. Call compile() with a new optimizer "
+                "after a layer was added or made trainable."
+            ) from None
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(variable))
+    if optimizer.use_ema:
+        _update_averages(optimizer)
+
+
+def _clip(optimizer, gradients, norm, loss_scale):
+    """Divide the loss scale out and clip, both in one pass over the gradients where that is possible."""
+    scale = 1.0 if loss_scale is None else loss_scale
+    if optimizer.global_clipnorm:
+        norm = (tf.linalg.global_norm(gradients) if norm is None else norm) / scale
+        scale = scale * tf.maximum(norm / optimizer.global_clipnorm, 1.0)
+    if tf.is_tensor(scale):
+        gradients = [gradient / tf.cast(scale, gradient.dtype) for gradient in gradients]
+    if optimizer.clipnorm:
+        return [tf.clip_by_norm(gradient, optimizer.clipnorm) for gradient in gradients]
+    if optimizer.clipvalue:
+        return [tf.clip_by_value(g, -optimizer.clipvalue, optimizer.clipvalue) for g in gradients]
+    return gradients
+
+
+def _update_averages(optimizer):
+    variables = optimizer._trainable_variables
+    optimizer._update_model_variables_moving_average(variables)
+    if optimizer.ema_overwrite_frequency:
+
+        def overwrite():
+            for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+                variable.value.assign(average.value)
+
+        due = (optimizer.iterations + 1) % optimizer.ema_overwrite_frequency == 0
+        tf.cond(due, lambda: [overwrite(), tf.no_op()][1:], lambda: [tf.no_op()])
+
+
+class LossScale:
+    """Factor on the loss that keeps float16 gradients from vanishing; halves on overflow, doubles after calm.
+
+    Its three variables belong to the optimizer, so that they are saved and restored with it and are no weights of the
+    model.
+
+    Args:
+        optimizer: Built Keras optimizer.
+    """
+
+    INITIAL = 2.0**15
+    GROWTH_STEPS = 2_000
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer):
+        self.value = self._variable(optimizer, "loss_scale", "float32", self.INITIAL)
+        self.calm_steps = self._variable(optimizer, "loss_scale_calm_steps", "int32", 0)
+        self.skipped_steps = self._variable(optimizer, "skipped_steps", "int32", 0)
+
+    @staticmethod
+    def _variable(optimizer, name, dtype, initial):
+        for variable in optimizer.variables:  # an optimizer that is compiled a second time keeps its scale
+            if variable.name == name:
+                return variable
+        return optimizer.add_variable((), keras.initializers.Constant(initial), dtype, name=name)
+
+    def update(self, finite) -> None:
+        """Move the scale by the outcome of one step: bool scalar, whether all gradients were finite."""
+        calm = tf.where(finite, self.calm_steps + 1, 0)
+        grown = tf.where(calm >= self.GROWTH_STEPS, self.value * 2.0, self.value)
+        self.value.assign(tf.where(finite, grown, tf.maximum(self.value / 2.0, 1.0)))
+        self.calm_steps.assign(calm % self.GROWTH_STEPS)
+        self.skipped_steps.assign_add(tf.cast(tf.logical_not(finite), tf.int32))
