@@ -30,6 +30,7 @@ class Dropout(keras.layers.Layer):
     >>> kept = Dropout(0.5, seed=0)(keras.ops.ones((1000,)), training=True)
     >>> sorted(set(kept.numpy().tolist()))
     [0.0, 2.0]
+
     References: Srivastava et al. 2014, JMLR 15.
     """
 
@@ -41,7 +42,7 @@ class Dropout(keras.layers.Layer):
         self.seed = seed
         self._dropped_bytes = min(max(round(256 * rate), 1), 255) if rate > 0 else 0
         if self._dropped_bytes:
-            self.seed_generator = keras.random.SeedGenerator(seed, name="seed_generator")
+            self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
     def call(self, inputs, training=False):

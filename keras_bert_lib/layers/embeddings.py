@@ -36,6 +36,7 @@ class TransformerEmbeddings(keras.layers.Layer):
     Example:
     >>> tuple(TransformerEmbeddings(vocabulary_size=100, hidden_dim=8)(keras.ops.array([[5, 6, 7]])).shape)
     (1, 3, 8)
+
     References: Devlin et al. 2018, fig. 2, arXiv 1810.04805; factorised: Lan et al. 2019, sec. 3.1, arXiv 1909.11942.
     """
 

@@ -25,6 +25,7 @@ class FeedForward(keras.layers.Layer):
     Example:
     >>> tuple(FeedForward(intermediate_dim=32)(keras.ops.ones((1, 3, 8))).shape)
     (1, 3, 8)
+
     References: Vaswani et al. 2017, sec. 3.3, arXiv 1706.03762.
     """
 

@@ -39,6 +39,7 @@ class ClassificationHead(_Head):
     Example:
     >>> tuple(ClassificationHead(num_classes=3)(keras.ops.ones((2, 8))).shape)
     (2, 3)
+
     References: google-research/bert `run_classifier.py` create_model.
     """
 
@@ -76,6 +77,7 @@ class NextSentenceHead(_Head):
     Example:
     >>> tuple(NextSentenceHead()(keras.ops.ones((2, 8))).shape)
     (2, 2)
+
     References: Devlin et al. 2018, sec. 3.1 task 2, arXiv 1810.04805; google-research/bert `run_pretraining.py`.
     """
 
@@ -113,6 +115,7 @@ class MaskedLMHead(_Head):
     >>> x = embeddings(keras.ops.array([[5, 6, 7]]))
     >>> tuple(MaskedLMHead(embeddings)(x, mask_positions=keras.ops.array([[1]])).shape)
     (1, 1, 100)
+
     References: Devlin et al. 2018, sec. 3.1 task 1, arXiv 1810.04805; google-research/bert `run_pretraining.py`.
     """
 

@@ -19,6 +19,7 @@ class LayerNorm(keras.layers.Layer):
     Example:
     >>> LayerNorm()(keras.ops.array([[1.0, 3.0]])).numpy()
     array([[-1.,  1.]], dtype=float32)
+
     References: Ba et al. 2016, arXiv 1607.06450.
     """
 

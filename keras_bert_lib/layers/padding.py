@@ -27,6 +27,7 @@ class RemovePadding(keras.layers.Layer):
     >>> tokens = TransformerEncoder(num_heads=2, intermediate_dim=32)(tokens, layout=layout)
     >>> tuple(tokens.shape), tuple(RestorePadding()(tokens, layout=layout).shape)
     ((3, 8), (2, 3, 8))
+
     References: Zeng et al. 2022, arXiv 2208.08124; Portes et al. 2023, arXiv 2312.17482, sec. 2.
     """
 

@@ -19,6 +19,7 @@ class CLSPooler(keras.layers.Layer):
     Example:
     >>> tuple(CLSPooler()(keras.ops.ones((1, 3, 8))).shape)
     (1, 8)
+
     References: google-research/bert `modeling.py`, variable scope "pooler".
     """
 
@@ -49,6 +50,7 @@ class MeanPooler(keras.layers.Layer):
     >>> x = keras.ops.array([[[2.0], [4.0], [99.0]]])
     >>> MeanPooler()(x, padding_mask=keras.ops.array([[1, 1, 0]])).numpy()
     array([[3.]], dtype=float32)
+
     References: Reimers & Gurevych 2019, sec. 3, arXiv 1908.10084.
     """
 

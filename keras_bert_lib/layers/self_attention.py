@@ -32,6 +32,7 @@ class SelfAttention(keras.layers.Layer):
     Example:
     >>> tuple(SelfAttention(num_heads=2)(keras.ops.ones((1, 3, 8))).shape)
     (1, 3, 8)
+
     References: Vaswani et al. 2017, sec. 3.2.2, arXiv 1706.03762; google-research/bert `modeling.py` attention_layer.
     """
 

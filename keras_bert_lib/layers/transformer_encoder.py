@@ -39,6 +39,7 @@ class TransformerEncoder(keras.layers.Layer):
     Example:
     >>> tuple(TransformerEncoder(num_heads=2, intermediate_dim=32)(keras.ops.ones((1, 3, 8))).shape)
     (1, 3, 8)
+
     References: Devlin et al. 2018, sec. 3, arXiv 1810.04805; pre-norm: Xiong et al. 2020, arXiv 2002.04745.
     """
 

@@ -1,0 +1,171 @@
+"""One contestant of forward.py, in a process of its own: it builds one encoder and times it whenever it is told to.
+
+forward.py starts it with the interpreter of the contestant's environment, so it imports nothing but what that
+contestant needs. On standard input comes the job, one JSON object, and then one line a round; on standard output goes
+one JSON object for each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+VOCABULARY_SIZE = 30_522
+PRODUCT = (1_024, 768, 3_072)  # The first feed-forward product of BERT-Base on 8 x 128 tokens.
+PRODUCTS_PER_ROUND = 8
+
+Run = Callable[[], Any]
+
+
+# === Contestants: each returns the forward pass, the product of the peak, and what the row has to say ===
+def keras_bert_lib(job: dict) -> tuple[Run, Run, dict]:
+    import keras
+
+    keras.config.set_dtype_policy(job["precision"])
+    import keras_bert_lib as kbl
+
+    model = kbl.models.bert(VOCABULARY_SIZE, **_keras_sizes(job))
+    names = {"token_ids": "token_ids", "segment_ids": "segment_ids", "padding_mask": "padding_mask"}
+    return _tensorflow(job, model, names, {"keras": keras.__version__, "keras_bert_lib": kbl.__version__})
+
+
+def keras_hub(job: dict) -> tuple[Run, Run, dict]:
+    import keras
+
+    keras.config.set_dtype_policy(job["precision"])
+    import keras_hub
+
+    model = keras_hub.models.BertBackbone(VOCABULARY_SIZE, **_keras_sizes(job))  # GELU by tanh: it offers no other
+    names = {"token_ids": "token_ids", "segment_ids": "segment_ids", "padding_mask": "padding_mask"}
+    return _tensorflow(job, model, names, {"keras": keras.__version__, "keras-hub": keras_hub.__version__})
+
+
+def model_garden(job: dict) -> tuple[Run, Run, dict]:
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    import tf_keras
+    from official.nlp.modeling.networks import BertEncoderV2
+
+    tf_keras.mixed_precision.set_global_policy(job["precision"])
+    model = BertEncoderV2(
+        VOCABULARY_SIZE,
+        hidden_size=job["hidden_dim"],
+        num_layers=job["num_layers"],
+        num_attention_heads=job["num_heads"],
+        inner_dim=job["intermediate_dim"],
+        inner_activation=lambda x: tf_keras.activations.gelu(x, approximate=False),
+        type_vocab_size=2,
+    )
+    names = {"token_ids": "input_word_ids", "segment_ids": "input_type_ids", "padding_mask": "input_mask"}
+    versions = {"tf-keras": tf_keras.__version__, "tf-models-official": version("tf-models-official")}
+    return _tensorflow(job, model, names, versions)
+
+
+def transformers(job: dict) -> tuple[Run, Run, dict]:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.set_num_threads(job["threads"])
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=job["hidden_dim"],
+        num_hidden_layers=job["num_layers"],
+        num_attention_heads=job["num_heads"],
+        intermediate_size=job["intermediate_dim"],
+    )
+    storage = torch.bfloat16 if job["precision"] == "bfloat16" else torch.float32
+    model = BertModel(config).eval().to(storage)
+    shape = (job["batch_size"], job["sequence_length"])
+    token_ids = torch.randint(1, VOCABULARY_SIZE, shape)
+    segment_ids, attention_mask = torch.zeros_like(token_ids), torch.ones_like(token_ids)
+    rows, inner, columns = PRODUCT
+    product_type = torch.float32 if job["precision"] == "float32" else torch.bfloat16
+    left, right = torch.randn(rows, inner, dtype=product_type), torch.randn(inner, columns, dtype=product_type)
+
+    def forward():
+        mixed = torch.autocast("cpu", torch.bfloat16, enabled=job["precision"] == "mixed_bfloat16")
+        with torch.inference_mode(), mixed:
+            return model(token_ids, attention_mask, segment_ids).last_hidden_state
+
+    assert forward().shape == (*shape, job["hidden_dim"])
+    facts = {"torch": torch.__version__, "transformers": version("transformers")}
+    return forward, lambda: left @ right, {"versions": facts, "onednn": torch.backends.mkldnn.is_available()}
+
+
+def _keras_sizes(job: dict) -> dict:
+    return {key: job[key] for key in ("num_layers", "hidden_dim", "num_heads", "intermediate_dim")}
+
+
+def _tensorflow(job: dict, model, names: dict[str, str], versions: dict) -> tuple[Run, Run, dict]:
+    """The concrete function of any TensorFlow contestant: batch and length free, as in a SavedModel that serves."""
+    import tensorflow as tf
+    from tensorflow.python.util import _pywrap_util_port  # The only place that tells whether oneDNN is really on.
+
+    tf.random.set_seed(0)
+    shape = (job["batch_size"], job["sequence_length"])
+    token_ids = tf.random.uniform(shape, 1, VOCABULARY_SIZE, tf.int32)
+    ours = {"token_ids": token_ids, "segment_ids": tf.zeros_like(token_ids), "padding_mask": tf.ones_like(token_ids)}
+    inputs = {names[name]: value for name, value in ours.items()}
+    model(inputs, training=False)
+    for variable in model.trainable_variables:
+        if len(variable.shape) == 1:  # Biases and norms: what is exactly zero or one may be folded out of the graph.
+            variable.assign(variable + tf.random.normal(variable.shape, stddev=0.02, dtype=variable.dtype))
+
+    specs = {name: tf.TensorSpec((None, None), tf.int32) for name in inputs}
+    function = tf.function(lambda features: model(features, training=False)["sequence_output"], autograph=False)
+    forward = function.get_concrete_function(specs)
+    assert forward(inputs).shape == (*shape, job["hidden_dim"]), "not the shape of a hidden state"
+
+    product_type = tf.float32 if job["precision"] == "float32" else tf.bfloat16
+    rows, inner, columns = PRODUCT
+    left = tf.Variable(tf.cast(tf.random.normal([rows, inner]), product_type))
+    right = tf.Variable(tf.cast(tf.random.normal([inner, columns]), product_type))
+    product = tf.function(lambda: tf.matmul(left, right), autograph=False).get_concrete_function()
+    facts = {"versions": {"tensorflow": tf.__version__, **versions}, "onednn": _pywrap_util_port.IsMklEnabled()}
+    return lambda: forward(inputs), product, facts
+
+
+# === Protocol ===
+CONTESTANTS = {f.__name__: f for f in (keras_bert_lib, keras_hub, model_garden, transformers)}
+
+
+def _seconds(run: Run, times: int) -> list[float]:
+    result = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        result.append(time.perf_counter() - start)
+    return result
+
+
+def main() -> None:
+    # Whatever a framework prints must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(message: dict) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    job = json.loads(sys.stdin.readline())
+    try:
+        forward, product, facts = CONTESTANTS[job["contestant"]](job)
+    except ModuleNotFoundError as error:
+        return answer({"absent": f"not installed (no module named {error.name!r})"})
+    except Exception as error:
+        return answer({"absent": f"failed: {' '.join(repr(error).split())[:120]}"})
+    _seconds(product, 3)
+    _seconds(forward, 2)
+    answer(facts)
+    for _ in sys.stdin:
+        before = _seconds(product, PRODUCTS_PER_ROUND)
+        seconds = _seconds(forward, job["calls"])
+        answer({"seconds": seconds, "product_seconds": before + _seconds(product, PRODUCTS_PER_ROUND)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Every public layer through the same behaviours. A layer joins by one entry in `layer_cases.py`."""

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib.layers import RemovePadding, SelfAttention, TransformerEncoder
+
+from . import numpy_reference as reference
+
+BATCH, LENGTH, WIDTH = 2, 5, 8
+X = np.random.default_rng(0).normal(size=(BATCH, LENGTH, WIDTH)).astype("float32")
+MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], "int32")
+
+
+def _block(width: int = WIDTH, **options) -> TransformerEncoder:
+    layer = TransformerEncoder(num_heads=2, intermediate_dim=12, **options)
+    layer.build((None, None, width))
+    return reference.randomized(layer)
+
+
+@pytest.mark.parametrize("normalize_first", [False, True], ids=["post_norm", "pre_norm"])
+def test_equals_numpy(normalize_first):
+    layer = _block(normalize_first=normalize_first)
+    expected = reference.block(X, MASK, 2, reference.weights_of(layer), normalize_first)
+    np.testing.assert_allclose(layer(X, padding_mask=MASK), expected, rtol=1e-5, atol=2e-5)
+    tokens, layout = RemovePadding()(X, padding_mask=MASK)
+    np.testing.assert_allclose(layer(tokens, layout=layout), expected[MASK == 1], rtol=1e-5, atol=2e-5)
+
+
+def test_variables_are_named_after_the_parts():
+    parts = ["attention/qkv", "attention/output", "feed_forward/intermediate", "feed_forward/output"]
+    norms = ["attention_norm", "feed_forward_norm"]
+    expected = {f"{part}/{name}" for part in parts for name in ("kernel", "bias")}
+    expected |= {f"{norm}/{name}" for norm in norms for name in ("gamma", "beta")}
+    assert set(reference.weights_of(_block())) == expected
+
+
+@pytest.mark.parametrize("normalize_first", [False, True], ids=["post_norm", "pre_norm"])
+def test_training_without_dropout_is_inference(normalize_first):
+    layer = _block(normalize_first=normalize_first, dropout=0.0, attention_dropout=0.0)
+    np.testing.assert_array_equal(layer(X, training=True), layer(X))
+
+
+@pytest.mark.parametrize("kept_part", ["attention", "feed_forward"])
+def test_dropout_is_on_what_each_half_adds(kept_part):
+    """With the other half silenced, the block adds one update: a share of it is exactly zero, the rest scaled."""
+    width, rate = 64, 0.25
+    layer = _block(width, normalize_first=True, dropout=rate, attention_dropout=0.0)
+    other = layer.feed_forward if kept_part == "attention" else layer.attention
+    other.projection.kernel.assign(np.zeros(other.projection.kernel.shape))
+    other.projection.bias.assign(np.zeros(width))
+    x = np.zeros((8, 16, width), "float32") + np.random.default_rng(0).normal(size=(8, 16, 1)).astype("float32")
+    x += np.random.default_rng(1).normal(size=x.shape).astype("float32")
+    update, dropped = layer(x) - x, layer(x, training=True) - x
+    zero = np.abs(dropped) < 1e-6
+    assert abs(np.mean(zero) - rate) < 5 * np.sqrt(rate * (1 - rate) / x.size)
+    np.testing.assert_allclose(dropped[~zero], update[~zero] / (1 - rate), rtol=1e-4, atol=1e-4)
+
+
+def test_rates_go_to_their_places():
+    layer = TransformerEncoder(num_heads=2, intermediate_dim=12, dropout=0.3, attention_dropout=0.2)
+    assert isinstance(layer.attention, SelfAttention)
+    assert (layer.dropout.rate, layer.attention.dropout.rate) == (0.3, 0.2)
+
+
+def test_blocks_of_one_model_draw_different_masks():
+    one, two = _block(dropout=0.5), _block(dropout=0.5)
+    assert np.any(one(X, training=True) != two(X, training=True))
+
+
+def test_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"`padding_mask` must be \[B, S\].*\(2, 4\) for inputs of shape \(2, 5, 8\)"):
+        _block()(X, padding_mask=MASK[:, :4])
+
+
+def test_gradient_reaches_every_variable():
+    layer = _block()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(X, padding_mask=MASK) * X)
+    for variable, gradient in zip(
+        layer.trainable_variables, tape.gradient(loss, [v.value for v in layer.trainable_variables]), strict=True
+    ):
+        assert np.any(gradient), variable.path

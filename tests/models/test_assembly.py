@@ -1,0 +1,190 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib import models
+
+SIZES = {"num_layers": 2, "hidden_dim": 8, "num_heads": 2, "intermediate_dim": 16}
+FAMILIES = {
+    "bert": lambda **options: models.bert(20, **SIZES, **options),
+    "albert": lambda **options: models.albert(20, **SIZES, embedding_dim=4, **options),
+    "no_segments": lambda **options: models.transformer_model(vocabulary_size=20, **SIZES, num_segments=0, **options),
+}
+IDS = np.array([[2, 5, 6, 3, 0, 0], [2, 7, 8, 9, 10, 3]])
+SEGMENTS = np.array([[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]])
+MASK = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+
+
+def _batch(model: keras.Model, **changes) -> dict[str, np.ndarray]:
+    everything = {"token_ids": IDS, "segment_ids": SEGMENTS, "padding_mask": MASK, **changes}
+    return {name: everything[name] for name in model.input}
+
+
+def _randomized(model: keras.Model) -> keras.Model:
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(1.0 if variable.name == "gamma" else 0.0, 0.3, size=variable.shape))
+    return model
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+def test_inputs_and_outputs_keep_the_contract(family):
+    model = family()
+    assert type(model) is keras.Model or type(model).__name__ == "Functional"
+    names = ["token_ids", "segment_ids", "padding_mask"]
+    if family is FAMILIES["no_segments"]:
+        names.remove("segment_ids")
+    assert list(model.input) == names
+    assert {(x.name, x.shape, x.dtype) for x in model.inputs} == {(name, (None, None), "int32") for name in names}
+    assert {name: x.shape for name, x in model.output.items()} == {
+        "sequence_output": (None, None, 8),
+        "pooled_output": (None, 8),
+    }
+    outputs = model(_batch(model))
+    assert {name: x.shape for name, x in outputs.items()} == {"sequence_output": (2, 6, 8), "pooled_output": (2, 8)}
+
+
+def test_layers_have_the_names_of_the_contract(family):
+    names = [layer.name for layer in family().layers]
+    blocks = ["block_0"] if family is FAMILIES["albert"] else ["block_0", "block_1"]
+    assert [name for name in names if name == "embeddings" or name.startswith("block")] == ["embeddings", *blocks]
+    assert names.count("pooler") == 1
+
+
+def test_variable_paths_are_unique_and_begin_with_the_layer(family):
+    """Two models in one process: a path that Keras made unique by a number would show in the second."""
+    first, second = family(), family()
+    paths = [v.path for v in second.weights]
+    assert len(set(paths)) == len(paths)
+    assert paths == [v.path for v in first.weights]
+    assert {path.split("/")[0] for path in paths} == {"embeddings", "pooler"} | {
+        layer.name for layer in second.layers if layer.name.startswith("block_")
+    }
+
+
+def test_weights_of_bert_have_the_names_that_checkpoints_rely_on():
+    shapes = {v.path: tuple(v.shape) for v in FAMILIES["bert"]().weights}
+    block = {
+        "attention/qkv/kernel": (8, 24),
+        "attention/qkv/bias": (24,),
+        "attention/output/kernel": (8, 8),
+        "attention/output/bias": (8,),
+        "attention_norm/gamma": (8,),
+        "attention_norm/beta": (8,),
+        "feed_forward/intermediate/kernel": (8, 16),
+        "feed_forward/intermediate/bias": (16,),
+        "feed_forward/output/kernel": (16, 8),
+        "feed_forward/output/bias": (8,),
+        "feed_forward_norm/gamma": (8,),
+        "feed_forward_norm/beta": (8,),
+    }
+    assert shapes == {
+        "embeddings/token/embeddings": (20, 8),
+        "embeddings/position/embeddings": (512, 8),
+        "embeddings/segment/embeddings": (2, 8),
+        "embeddings/norm/gamma": (8,),
+        "embeddings/norm/beta": (8,),
+        **{f"block_{i}/{name}": shape for i in range(2) for name, shape in block.items()},
+        "pooler/dense/kernel": (8, 8),
+        "pooler/dense/bias": (8,),
+    }
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_model_reloads_bit_for_bit(family, padding, tmp_path):
+    model = _randomized(family(padding=padding))
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.models.load_model(tmp_path / "model.keras")
+    expected, actual = model(_batch(model)), reloaded(_batch(model))
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name])
+    assert [v.path for v in reloaded.weights] == [v.path for v in model.weights]
+
+
+def test_removing_and_keeping_padding_agree_on_real_tokens(family):
+    removed, kept = _randomized(family(padding="remove")), _randomized(family(padding="keep"))
+    one, other = removed(_batch(removed)), kept(_batch(kept))
+    real = MASK.astype(bool)
+    np.testing.assert_allclose(one["sequence_output"][real], other["sequence_output"][real], rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(one["pooled_output"], other["pooled_output"], rtol=1e-5, atol=2e-5)
+    assert not np.any(one["sequence_output"][~real])
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_padding_changes_nothing_for_real_tokens(family, padding):
+    model = _randomized(family(padding=padding))
+    expected = model(_batch(model))
+    longer = {name: np.pad(x, [(0, 0), (0, 3)]) for name, x in _batch(model).items()}
+    longer["token_ids"] = np.where(longer["padding_mask"] == 1, longer["token_ids"], 13)
+    actual = model(longer)
+    real = MASK.astype(bool)
+    np.testing.assert_allclose(
+        actual["sequence_output"][:, :6][real], expected["sequence_output"][real], rtol=1e-5, atol=2e-5
+    )
+    np.testing.assert_allclose(actual["pooled_output"], expected["pooled_output"], rtol=1e-5, atol=2e-5)
+
+
+def test_segments_count_where_there_are_any():
+    model = _randomized(FAMILIES["bert"]())
+    one, other = model(_batch(model)), model(_batch(model, segment_ids=np.zeros_like(SEGMENTS)))
+    assert np.abs(one["sequence_output"] - other["sequence_output"]).max() > 1e-2
+
+
+def test_graph_answers_for_any_batch_and_length(family):
+    model = _randomized(family())
+    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in model.input}
+    graph = tf.function(model, input_signature=[signature])
+    for rows, length in ((2, 6), (1, 4)):
+        batch = {name: tf.constant(x[:rows, :length], tf.int32) for name, x in _batch(model).items()}
+        expected, actual = model(batch), graph(batch)
+        for name in expected:
+            np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_encoder_that_keeps_padding_compiles_with_xla():
+    model = _randomized(FAMILIES["bert"](padding="keep"))
+    batch = {name: tf.constant(x, tf.int32) for name, x in _batch(model).items()}
+    expected, actual = model(batch), tf.function(model, jit_compile=True)(batch)
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_reaches_every_weight(family):
+    model = _randomized(family())
+    with tf.GradientTape() as tape:
+        outputs = model(_batch(model), training=True)
+        loss = sum(tf.reduce_sum(x * tf.reshape(tf.linspace(-1.0, 1.0, tf.size(x)), x.shape)) for x in outputs.values())
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        gradient = tf.convert_to_tensor(gradient).numpy()
+        assert np.any(gradient), variable.path
+        assert np.isfinite(gradient).all(), variable.path
+
+
+def test_trains_in_the_loop_of_keras():
+    """With Keras's own optimizer and losses, and a batch of another length."""
+    encoder = models.bert(
+        20, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16, dropout=0.0, attention_dropout=0.0
+    )
+    scores = keras.layers.Dense(1, name="score")(encoder.output["pooled_output"])
+    model = keras.Model(encoder.input, scores)
+    model.compile(keras.optimizers.Adam(0.05), loss="mse")
+    history = model.fit(_batch(encoder), np.array([[1.0], [-1.0]]), epochs=15, verbose=0)
+    assert history.history["loss"][-1] < 0.5 * history.history["loss"][0]
+    shorter = {name: x[:, :4] for name, x in _batch(encoder).items()}
+    assert np.isfinite(model.evaluate(shorter, np.ones((2, 1)), verbose=0))
+
+
+def test_unknown_padding_is_refused():
+    with pytest.raises(ValueError, match=r"`padding` must be \"remove\" or \"keep\"\. Received: padding='ragged'"):
+        FAMILIES["bert"](padding="ragged")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="num_heads=3, width=8"):
+        models.bert(20, num_layers=1, hidden_dim=8, num_heads=3, intermediate_dim=16)
