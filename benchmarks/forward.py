@@ -60,7 +60,7 @@ class Contestant:
         self.name = name
         self.absent = None if interpreter else "not installed (no interpreter was given)"
         self.versions, self.onednn = {}, None
-        self.seconds, self.product_seconds = [], []
+        self.seconds, self.processor_seconds, self.product_seconds = [], [], []
         self._process = None
         if self.absent:
             return
@@ -80,6 +80,7 @@ class Contestant:
         times = self._ask({}) if not self.absent else {}
         self.absent = self.absent or times.get("absent")
         self.seconds += times.get("seconds", [])
+        self.processor_seconds += times.get("processor_seconds", [])
         self.product_seconds += times.get("product_seconds", [])
 
     def close(self) -> None:
@@ -125,7 +126,7 @@ def contest(model: str, precision: str, options: argparse.Namespace) -> list[Con
     return contestants
 
 
-def table(model: str, precision: str, contestants: list[Contestant]) -> list[str]:
+def table(model: str, precision: str, contestants: list[Contestant], threads: int) -> list[str]:
     present = [c for c in contestants if not c.absent]
     product_work = 2 * math.prod(PRODUCT)
     peak = max((product_work / min(c.product_seconds) for c in present), default=math.nan)
@@ -134,23 +135,25 @@ def table(model: str, precision: str, contestants: list[Contestant]) -> list[str
     lines = [
         f"### {model}, {shape} tokens, {PRECISIONS[precision]}",
         "",
-        "| | best ms | median ms | spread | GFLOP/s | of the peak | its own product, GFLOP/s: best, median |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| | best ms | median ms | spread | processor ms / thread "
+        "| GFLOP/s | of the peak | its own product: best, median |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for c in contestants:
         if c.absent:
-            lines.append(f"| {TITLES[c.name]} | {c.absent} | | | | | |")
+            lines.append(f"| {TITLES[c.name]} | {c.absent} | | | | | | |")
             continue
-        best, median = min(c.seconds), statistics.median(c.seconds)
-        tenth, *_, ninetieth = statistics.quantiles(c.seconds, n=10, method="inclusive")
-        product = f"{product_work / min(c.product_seconds) / 1e9:.0f}, "
-        product += f"{product_work / statistics.median(c.product_seconds) / 1e9:.0f}"
+        seconds, products = sorted(c.seconds), sorted(c.product_seconds)
+        best, median, tenth = seconds[0], statistics.median(seconds), len(seconds) // 10
+        spread = (seconds[-1 - tenth] - seconds[tenth]) / median
+        rates = [f"{product_work / s / 1e9:.0f}" for s in (products[0], statistics.median(products))]
+        processor = min(c.processor_seconds) / threads
         lines.append(
-            f"| {TITLES[c.name]} | {1e3 * best:.1f} | {1e3 * median:.1f} | {(ninetieth - tenth) / median:.0%} "
-            f"| {work / best / 1e9:.0f} | {work / best / peak:.0%} | {product} |"
+            f"| {TITLES[c.name]} | {1e3 * best:.1f} | {1e3 * median:.1f} | {spread:.0%} | {1e3 * processor:.1f} "
+            f"| {work / best / 1e9:.0f} | {work / best / peak:.0%} | {', '.join(rates)} |"
         )
     rows, inner, columns = PRODUCT
-    lines.append(f"| matrix product {rows} x {inner} x {columns} | | | | {peak / 1e9:.0f} | 100% | |")
+    lines.append(f"| matrix product {rows} x {inner} x {columns} | | | | | {peak / 1e9:.0f} | 100% | |")
     return [*lines, ""]
 
 
@@ -187,7 +190,7 @@ def main() -> None:
         for precision in options.precisions:
             contestants = contest(model, precision, options)
             described = described or contestants
-            tables += table(model, precision, contestants)
+            tables += table(model, precision, contestants, options.threads)
     report = "\n".join(heading(described, options) + tables)
     options.output.write_text(report)
     print(report)

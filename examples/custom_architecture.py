@@ -18,7 +18,7 @@ import tensorflow_text  # noqa: F401  for the op in the export
 
 import keras_bert_lib as kbl
 
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def sums(count: int, seed: int) -> tuple[list[str], list[str]]:

@@ -34,3 +34,13 @@ def shared_data() -> pathlib.Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the real data folder {SHARED_DATA.name!r} beside the checkout, which is absent here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def mirrored() -> tf.distribute.Strategy:
+    """The one strategy of two replicas of the tests.
+
+    All strategies of a process number their all-reduces from the same key, and TensorFlow refuses a number that it has
+    seen with another shape. So there is one strategy.
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -87,7 +87,8 @@ def load_preprocessor(
 
     Args:
         directory_or_hub_id: Directory of the checkpoint, or its id on the hub.
-        sequence_length: Tokens S of each sequence, special tokens counted; `None` pads to the longest of the batch.
+        sequence_length: Tokens S of each sequence, special tokens counted. `None` pads to the longest of the batch, and
+            cuts what is longer than the checkpoint's table of positions.
         truncation: What gives way where a pair is too long, as in `TextPreprocessor`.
         lowercase: As in `load_tokenizer`.
         special_tokens_in_text: As in `WordPieceTokenizer`.
@@ -108,10 +109,11 @@ def load_preprocessor(
     preprocessor(["A gem of a film."])["token_ids"]  # int32 [1, 128]
     ```
     """
-    tokenizer = load_tokenizer(
-        directory_or_hub_id, lowercase=lowercase, special_tokens_in_text=special_tokens_in_text, revision=revision
-    )
-    return preprocessing.TextPreprocessor(tokenizer, sequence_length, truncation)
+    directory = hub.fetch(directory_or_hub_id, revision=revision, weights=False)
+    tokenizer = load_tokenizer(directory, lowercase=lowercase, special_tokens_in_text=special_tokens_in_text)
+    config = directory / hub.CONFIG_FILE
+    longest = read_json(config).get("max_position_embeddings") if config.exists() else None
+    return preprocessing.TextPreprocessor(tokenizer, sequence_length, truncation, max_sequence_length=longest)
 
 
 def load_tokenizer(

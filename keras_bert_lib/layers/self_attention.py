@@ -83,7 +83,9 @@ class SelfAttention(keras.layers.Layer):
         weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), rows.dtype)
         weights = self.dropout(weights, training=training)
         context = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])  # [B, S, H, K]
-        return self.projection(layout.rows(tf.reshape(context, [batch, length, width])))
+        context = layout.rows(tf.reshape(context, [batch, length, width]))
+        # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.
+        return self.projection(tf.reshape(context, tf.shape(rows)))
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape

@@ -68,12 +68,12 @@ class PackedLayout:
     def rows(self, sequences: tf.Tensor) -> tf.Tensor:
         """[B, L, D] -> [T, D], where L is the number of tokens of the longest sequence."""
         slots = tf.reshape(sequences, [-1, sequences.shape[-1]])
-        return _take(slots, self._tensors["slot_of_row"], tf.reshape(self._tensors["row_of_slot"], [-1]))
+        return _collect(slots, self._tensors["slot_of_row"], self._tensors["row_of_slot"])
 
     def sequences(self, rows: tf.Tensor) -> tf.Tensor:
         """[T, D] -> [B, L, D], zeros behind the last token of a sequence."""
         row_of_slot = self._tensors["row_of_slot"]
-        slots = _take(rows, tf.reshape(row_of_slot, [-1]), self._tensors["slot_of_row"])
+        slots = _spread(rows, row_of_slot, self._tensors["slot_of_row"])
         return tf.reshape(slots, tf.concat([tf.shape(row_of_slot), [rows.shape[-1]]], axis=0))
 
     def attention_bias(self, dtype: tf.DType) -> tf.Tensor:
@@ -83,12 +83,12 @@ class PackedLayout:
     def remove_padding(self, sequences: tf.Tensor) -> tf.Tensor:
         """[B, S, D] -> [T, D]."""
         positions = tf.reshape(sequences, [-1, sequences.shape[-1]])
-        return _take(positions, self._tensors["position_of_row"], tf.reshape(self._tensors["row_of_position"], [-1]))
+        return _collect(positions, self._tensors["position_of_row"], self._tensors["row_of_position"])
 
     def restore_padding(self, rows: tf.Tensor) -> tf.Tensor:
         """[T, D] -> [B, S, D], zeros where there is padding."""
         row_of_position = self._tensors["row_of_position"]
-        positions = _take(rows, tf.reshape(row_of_position, [-1]), self._tensors["position_of_row"])
+        positions = _spread(rows, row_of_position, self._tensors["position_of_row"])
         return tf.reshape(positions, tf.concat([tf.shape(row_of_position), [rows.shape[-1]]], axis=0))
 
 
@@ -141,19 +141,29 @@ def _bias(real: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return (1 - real) * tf.constant(_MASKED.get(dtype, _MASKED_DEFAULT), dtype)
 
 
-def _take(rows: tf.Tensor, there: tf.Tensor, back: tf.Tensor) -> tf.Tensor:
-    """Rows in another order; zeros where `there` is -1.
+# The two directions are each other's gradient, which makes it one more gather: TensorFlow's own is a scatter.
 
-    `back` is the inverse of `there`, which makes the gradient one more gather: TensorFlow's own is a scatter.
-    """
+
+def _collect(places: tf.Tensor, place_of_row: tf.Tensor, row_of_place: tf.Tensor) -> tf.Tensor:
+    """The rows [T, D] that lie at some of the places [P, D]."""
 
     @tf.custom_gradient
-    def take(rows):
-        return _gather(rows, there), lambda upstream: _gather(upstream, back)
+    def collect(places):
+        return tf.gather(places, place_of_row), lambda upstream: _gather_or_zeros(upstream, row_of_place)
 
-    return take(rows)
+    return collect(places)
 
 
-def _gather(rows: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    # A row of zeros in front serves the index -1.
-    return tf.gather(tf.pad(rows, [[1, 0], [0, 0]]), index + 1)
+def _spread(rows: tf.Tensor, row_of_place: tf.Tensor, place_of_row: tf.Tensor) -> tf.Tensor:
+    """The rows [T, D] at their places [P, D], zeros at the others."""
+
+    @tf.custom_gradient
+    def spread(rows):
+        return _gather_or_zeros(rows, row_of_place), lambda upstream: tf.gather(upstream, place_of_row)
+
+    return spread(rows)
+
+
+def _gather_or_zeros(rows: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Rows at `index`, flattened; a row of zeros in front serves -1."""
+    return tf.gather(tf.pad(rows, [[1, 0], [0, 0]]), tf.reshape(index, [-1]) + 1)

@@ -15,6 +15,7 @@ def pack_segments(
     sep_id: int,
     pad_id: int,
     sequence_length: int | None = None,
+    max_sequence_length: int | None = None,
     truncation: str = "longest_first",
 ) -> dict[str, tf.Tensor]:
     """Put special tokens around segments, cut what is too long, pad what is too short.
@@ -25,8 +26,8 @@ def pack_segments(
         cls_id: Id in front of the first segment.
         sep_id: Id behind each segment.
         pad_id: Id behind the last token.
-        sequence_length: Width S of the result, special tokens counted. `None` cuts nothing and takes the width of the
-            longest row.
+        sequence_length: Width S of the result, special tokens counted. `None` takes the width of the longest row.
+        max_sequence_length: What rows are cut to where `sequence_length` is `None`. `None` cuts nothing.
         truncation: How a pair that is too long is cut, always at the end of a segment. "longest_first" takes from the
             longer segment until both are equal, then from both. "only_second" takes from the second; where the first
             leaves it no room at all, the first is cut as well.
@@ -41,15 +42,17 @@ def pack_segments(
     ([[1, 7, 8, 2, 0]], [[1, 1, 1, 1, 0]])
     """
     segments = [first] if second is None else [first, second]
-    check_truncation(sequence_length, truncation, len(segments))
+    limit = max_sequence_length if sequence_length is None else sequence_length
+    check_truncation(limit, truncation, len(segments))
     # [B] each; stacking fails where the numbers of texts differ, which broadcasting below would not.
     lengths = tf.unstack(tf.stack([tf.cast(segment.row_lengths(), tf.int32) for segment in segments]))
-    if sequence_length is None:
+    if limit is not None:
+        room = limit - 1 - len(segments)
+        lengths = _pair_lengths(*lengths, room, truncation) if second is not None else [tf.minimum(lengths[0], room)]
+    width = sequence_length
+    if width is None:
         longest = tf.reduce_max(tf.pad(sum(lengths), [[0, 1]]))  # 0 for a batch of no texts
         width = longest + 1 + len(segments)
-    else:
-        width, room = sequence_length, sequence_length - 1 - len(segments)
-        lengths = _pair_lengths(*lengths, room, truncation) if second is not None else [tf.minimum(lengths[0], room)]
 
     # Everything a row can hold lies in one pool; what follows computes where in the pool each position looks.
     pool = tf.concat([[cls_id, sep_id, pad_id], *(segment.values for segment in segments)], axis=0)

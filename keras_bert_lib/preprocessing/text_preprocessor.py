@@ -19,10 +19,12 @@ class TextPreprocessor(keras.layers.Layer):
 
     Args:
         tokenizer: A `WordPieceTokenizer`.
-        sequence_length: Width S of the result, special tokens counted; longer texts are cut. `None` cuts nothing and
-            pads to the longest text of the batch.
+        sequence_length: Width S of the result, special tokens counted; longer texts are cut. `None` pads to the longest
+            text of the batch.
         truncation: How a pair that is too long is cut: "longest_first" or "only_second"; see `pack_segments`. A single
             text is cut at its end.
+        max_sequence_length: What texts are cut to where `sequence_length` is `None`: the most that the encoder takes.
+            `None` cuts nothing.
     Call arguments:
         texts: string [B], or for pairs a tuple (first, second) of two such; lists, NumPy arrays and `tf.Tensor`s. A
             list is always a batch, a tuple always a pair. A single string, or a pair of two, gives rank 1.
@@ -46,16 +48,19 @@ class TextPreprocessor(keras.layers.Layer):
         tokenizer: WordPieceTokenizer,
         sequence_length: int | None = None,
         truncation: str = "longest_first",
+        max_sequence_length: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_truncation(sequence_length, truncation, num_segments=1)
+        limit = max_sequence_length if sequence_length is None else sequence_length
+        check_truncation(limit, truncation, num_segments=1)
         needed = {"cls_token": tokenizer.cls_token, "sep_token": tokenizer.sep_token, "pad_token": tokenizer.pad_token}
         if None in needed.values():
             raise ValueError(f"`tokenizer` must have a cls_token, a sep_token and a pad_token. Received: {needed}.")
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
         self.truncation = truncation
+        self.max_sequence_length = max_sequence_length
         self.supports_jit = False  # strings and ragged tensors do not exist in XLA
         self.built = True
 
@@ -97,6 +102,7 @@ class TextPreprocessor(keras.layers.Layer):
             "tokenizer": keras.saving.serialize_keras_object(self.tokenizer),
             "sequence_length": self.sequence_length,
             "truncation": self.truncation,
+            "max_sequence_length": self.max_sequence_length,
         }
 
     @classmethod
@@ -114,6 +120,7 @@ class TextPreprocessor(keras.layers.Layer):
             sep_id=self.tokenizer.token_to_id(self.tokenizer.sep_token),
             pad_id=self.tokenizer.token_to_id(self.tokenizer.pad_token),
             sequence_length=self.sequence_length,
+            max_sequence_length=self.max_sequence_length,
             truncation=self.truncation,
         )
 

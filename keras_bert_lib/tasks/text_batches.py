@@ -55,8 +55,8 @@ class TextBatches:
         cut = int(len(self) * (1 - share))
         if not 0 < cut < len(self):
             raise ValueError(
-                f"`validation_split` must leave examples on both sides. Received: validation_split={share} for {len(self)} "
-                "texts."
+                f"`validation_split` must leave examples on both sides. Received: validation_split={share} for "
+                f"{len(self)} texts."
             )
         return self._slice(slice(None, cut)), self._slice(slice(cut, None))
 
@@ -107,7 +107,7 @@ class TextBatches:
 
 def is_text(x: Any) -> bool:
     """Whether `x` is texts in memory, or something that a caller takes for them: no token ids, no dataset."""
-    return x is not None and not isinstance(x, Mapping | tf.data.Dataset) and not hasattr(x, "__next__")
+    return not isinstance(x, Mapping | tf.data.Dataset) and not hasattr(x, "__next__")
 
 
 def _columns(texts: Any) -> list[tf.Tensor]:
@@ -115,8 +115,8 @@ def _columns(texts: Any) -> list[tf.Tensor]:
     if isinstance(texts, tuple):
         if len(texts) != 2:
             raise ValueError(
-                f"A tuple is a pair (first, second) of two lists of strings. Received: a tuple of {len(texts)}. Pass texts "
-                "as a list."
+                f"A tuple is a pair (first, second) of two lists of strings. Received: a tuple of {len(texts)}. Pass "
+                "texts as a list."
             )
         columns = [as_string_tensor(column, name) for column, name in zip(texts, ("first", "second"), strict=True)]
     else:

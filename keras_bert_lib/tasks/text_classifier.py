@@ -180,7 +180,7 @@ class TextClassifier(TextTask):
                 f"Labels must be one integer or string a text. Received: an array of shape {y.shape} and dtype {y.dtype}."
             )
         if y.dtype.kind in "iu":
-            if y.size and not (0 <= y.min() and y.max() < count):
+            if y.size and not (y.min() >= 0 and y.max() < count):
                 raise ValueError(
                     f"Labels must be in [0, {count}), one number for each of the {count} classes. Received labels from "
                     f"{y.min()} to {y.max()}."
@@ -225,7 +225,10 @@ class TextClassifier(TextTask):
             return {"score": logits}
         labels = tf.constant(self.labels or [str(i) for i in range(self.head.num_classes)])
         if self.kind == "multi_label":
-            return {"probabilities": tf.sigmoid(logits), "labels": tf.tile(labels[tf.newaxis], [tf.shape(logits)[0], 1])}
+            return {
+                "probabilities": tf.sigmoid(logits),
+                "labels": tf.tile(labels[tf.newaxis], [tf.shape(logits)[0], 1]),
+            }
         return {"probabilities": tf.nn.softmax(logits), "label": tf.gather(labels, tf.argmax(logits, axis=-1))}
 
     def get_config(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class TextTask(FunctionalModel):
         if validation_data is not None:
             validation_data = self._validation(validation_data, validation_batch_size or size)
         if isinstance(x, tf.data.Dataset):
-            x = tokenized(x, self.preprocessor, targets=True)
+            x, shuffle = tokenized(x, self.preprocessor, targets=True), False
         elif is_text(x):
             examples = self._examples(x, y, sample_weight)
             if validation_split and validation_data is None:

@@ -51,31 +51,42 @@ class GlobalLoss:
             self.metrics = [keras.metrics.Mean(name=f"{name}_loss") for name, _ in used]
         self.built = True
 
-    def sums_and_weights(self, y, y_pred, sample_weight=None):
-        """Return the list of S and the list of W of this part of the batch, float32 scalars, one per loss."""
+    def sums(self, y, y_pred, sample_weight=None):
+        """Return the list of S of this part of the batch, float32 scalars, one per loss."""
         if not self.built:
             self.build(y, y_pred)
+        sums, self._axes = [], []
+        for loss, y_true, output, weight in self._parts(y, y_pred, sample_weight):
+            values = _values(loss, y_true, output, weight)
+            self._axes.append(_axes(values, y_true))
+            if values.shape.rank == 0:  # the loss has taken the mean over its examples by itself
+                values = tf.math.multiply_no_nan(values, tf.cast(tf.shape(y_true)[0], tf.float32))
+            sums.append(tf.reduce_sum(values))
+        return sums
+
+    def weights(self, y, y_pred, sample_weight=None):
+        """Return the list of W of this part of the batch, float32 scalars, one per loss.
+
+        Of `y_pred` it takes the Keras mask alone, so that TensorFlow need not compute the rest. Call `sums` before, on
+        whatever batch: it sees which axes the loss values have.
+        """
+        parts = self._parts(y, y_pred, sample_weight)
+        return [_weight(*part, axes) for part, axes in zip(parts, self._axes, strict=True)]
+
+    def _parts(self, y, y_pred, sample_weight):
+        """Return loss, labels, output and sample weights, for each loss."""
         if not isinstance(y, (dict, list, tuple)) and len(self._names) > 1:
             raise ValueError(
                 f"The model has the outputs {self._names}, so `y` must be a list or dict of as many labels. Received a "
                 f"single {type(y).__name__}."
             )
-        parts = [
-            _sum_and_weight(loss, y_true, output, weight)
-            for loss, y_true, output, weight in zip(
-                self._losses,
-                _align(y, self._names, "y"),
-                _align(y_pred, self._names, "y_pred"),
-                _align(sample_weight, self._names, "sample_weight"),
-                strict=True,
-            )
-            if loss is not None
-        ]
-        return [part[0] for part in parts], [part[1] for part in parts]
+        labels, outputs = _align(y, self._names, "y"), _align(y_pred, self._names, "y_pred")
+        weights = _align(sample_weight, self._names, "sample_weight")
+        return [part for part in zip(self._losses, labels, outputs, weights, strict=True) if part[0] is not None]
 
     def __call__(self, y, y_pred, sample_weight=None):
         """Return the loss of this batch alone, as `keras.Model.compute_loss` asks for it."""
-        sums, weights = self.sums_and_weights(y, y_pred, sample_weight)
+        sums, weights = self.sums(y, y_pred, sample_weight), self.weights(y, y_pred, sample_weight)
         return tf.add_n(
             [f * tf.math.divide_no_nan(s, w) for f, s, w in zip(self.loss_weights, sums, weights, strict=True)]
         )
@@ -133,36 +144,32 @@ def _loss_object(loss, y_true, y_pred):
     return loss
 
 
-def _sum_and_weight(loss, y_true, y_pred, sample_weight):
+def _values(loss, y_true, y_pred, sample_weight):
+    """Return the loss values, float32, times their sample weights, and 0 where a mask hides them."""
     reduction, loss.reduction = loss.reduction, "none"
     try:
-        values = tf.cast(loss(y_true, y_pred, sample_weight), tf.float32)  # weighted, and 0 where masked
+        return tf.cast(loss(y_true, y_pred, sample_weight), tf.float32)
     finally:
         loss.reduction = reduction
-    if values.shape.rank == 0:  # the loss has taken the mean over its examples by itself
-        weight = tf.cast(tf.shape(y_pred)[0], tf.float32)
-        return tf.math.multiply_no_nan(values, weight), weight
-    mask = getattr(y_pred, "_keras_mask", None)
-    if reduction == "sum":
-        weight = tf.constant(1.0 / tf.distribute.get_strategy().num_replicas_in_sync)
-    elif reduction == "mean_with_sample_weight" and sample_weight is not None:
+
+
+def _axes(values, y_true):
+    """Return the size of every axis of the loss values, `None` for one that the labels have as well."""
+    labels = y_true.shape[: values.shape.rank]
+    return [None if axis < len(labels) and size == labels[axis] else size for axis, size in enumerate(values.shape)]
+
+
+def _weight(loss, y_true, y_pred, sample_weight, axes):
+    mask = getattr(y_pred, "_keras_mask", None) if axes else None
+    if loss.reduction == "sum":
+        return tf.constant(1.0 / tf.distribute.get_strategy().num_replicas_in_sync)
+    if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:
         weight = tf.cast(sample_weight, tf.float32)
-        if mask is not None:
-            weight *= tf.reshape(tf.cast(mask, tf.float32), tf.shape(weight))
-        weight = tf.reduce_sum(weight)
-    elif mask is not None:
-        weight = tf.reduce_sum(tf.cast(mask, tf.float32))
-    else:
-        weight = _count(values, y_true)
-    return tf.reduce_sum(values), weight
-
-
-def _count(values, y_true):
-    """Number of loss values, from the shape of the labels where possible: it is wanted before the model has run."""
-    count = tf.constant(1.0)
-    for axis, size in enumerate(values.shape):
-        if size is None:
-            of_labels = axis < len(y_true.shape) and y_true.shape[axis] is None
-            size = tf.shape(y_true if of_labels else values)[axis]
-        count *= tf.cast(size, tf.float32)
-    return count
+        return tf.reduce_sum(
+            weight if mask is None else weight * tf.reshape(tf.cast(mask, tf.float32), tf.shape(weight))
+        )
+    if mask is not None:
+        return tf.reduce_sum(tf.cast(mask, tf.float32))
+    labels = tf.shape(y_true)
+    sizes = [labels[axis] if size is None else size for axis, size in enumerate(axes)]
+    return tf.cast(tf.reduce_prod(tf.stack(sizes)) if sizes else labels[0], tf.float32)

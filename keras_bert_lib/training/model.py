@@ -183,7 +183,8 @@ class Model(keras.Model):
         y_pred = self(x, training=training)
         sums, weights = [], []
         if self._compile_loss is not None:
-            sums, weights = self._compile_loss.sums_and_weights(y, y_pred, sample_weight)
+            sums = self._compile_loss.sums(y, y_pred, sample_weight)
+            weights = self._compile_loss.weights(y, y_pred, sample_weight)
         additional = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in self.losses]
         if not sums and not additional:
             raise ValueError("There is no loss to minimize. Pass `loss` to compile(), or call add_loss() in a layer.")
@@ -208,9 +209,12 @@ class Model(keras.Model):
 
     def _accumulated_gradients(self, x, y, sample_weight):
         """As `_gradients`, one slice of the batch after the other."""
-        # The slices need the weights of the whole batch first. They follow from shapes, masks and sample weights, so
-        # TensorFlow prunes this pass down to those.
-        totals = _sum_over_replicas(self._forward(x, y, sample_weight, training=False)[2])
+        # The slices need the weights of the whole batch first. They follow from labels, masks and sample weights, so
+        # TensorFlow prunes this pass through the model down to the masks.
+        weights = []
+        if self._compile_loss is not None:
+            weights = self._compile_loss.weights(y, self(x, training=False), sample_weight)
+        totals = _sum_over_replicas(tf.stack([_batch_size(x), *weights]))
         examples = tf.cast(_batch_size(x), tf.int32)
         has_gradient = [False] * len(self.trainable_variables)
 

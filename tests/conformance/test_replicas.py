@@ -6,20 +6,15 @@ import tensorflow as tf
 from .layer_cases import BATCH, CASES, LayerCase, built, by_name, call, random_states, vectors
 
 
-@pytest.fixture(scope="module")
-def strategy() -> tf.distribute.Strategy:
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def _row(case: LayerCase, row: int) -> dict:
     return case.arguments({name: x[[row]] for name, x in case.inputs.items()})
 
 
-def _per_replica(strategy: tf.distribute.Strategy, case: LayerCase, rows: tuple[int, int]) -> dict:
+def _per_replica(mirrored: tf.distribute.Strategy, case: LayerCase, rows: tuple[int, int]) -> dict:
     """The arguments of replica i: row `rows[i]` of the batch of the case."""
     by_replica = [_row(case, row) for row in rows]
     return tf.nest.map_structure(
-        lambda *values: strategy.experimental_distribute_values_from_function(
+        lambda *values: mirrored.experimental_distribute_values_from_function(
             lambda context: values[context.replica_id_in_sync_group]
         ),
         *by_replica,
@@ -34,8 +29,8 @@ def _loss(output, replica: int | tf.Tensor) -> tf.Tensor:
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
-def test_a_step_on_two_replicas_is_the_step_on_their_sum(case, strategy):
-    with strategy.scope():
+def test_a_step_on_two_replicas_is_the_step_on_their_sum(case, mirrored):
+    with mirrored.scope():
         layer = built(case)
         optimizer = keras.optimizers.SGD(0.1)
         optimizer.build(case.uses(layer))
@@ -50,8 +45,8 @@ def test_a_step_on_two_replicas_is_the_step_on_their_sum(case, strategy):
             optimizer.apply(tape.gradient(loss, [v.value for v in case.uses(layer)]))
         return vectors(output)
 
-    step = tf.function(lambda arguments: strategy.run(on_one_replica, args=(arguments,)))
-    outputs = strategy.experimental_local_results(step(_per_replica(strategy, case, (0, 1))))
+    step = tf.function(lambda arguments: mirrored.run(on_one_replica, args=(arguments,)))
+    outputs = mirrored.experimental_local_results(step(_per_replica(mirrored, case, (0, 1))))
 
     alone = built(case)
     with tf.GradientTape() as tape:
@@ -61,24 +56,24 @@ def test_a_step_on_two_replicas_is_the_step_on_their_sum(case, strategy):
         np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
     gradients = tape.gradient(loss, [v.value for v in case.uses(alone)])
     for variable, start, gradient in zip(case.uses(layer), initial, gradients, strict=True):
-        first, second = strategy.experimental_local_results(variable.value)
+        first, second = mirrored.experimental_local_results(variable.value)
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(first, start - 0.1 * tf.convert_to_tensor(gradient), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.drops], ids=by_name)
-def test_replicas_drop_different_elements_and_keep_one_random_state(case, strategy):
-    with strategy.scope():
+def test_replicas_drop_different_elements_and_keep_one_random_state(case, mirrored):
+    with mirrored.scope():
         layer = built(case)
 
     @tf.function
     def forward(arguments, training):
-        return strategy.run(lambda arguments: call(layer, arguments, training=training), args=(arguments,))
+        return mirrored.run(lambda arguments: call(layer, arguments, training=training), args=(arguments,))
 
-    same = _per_replica(strategy, case, (1, 1))
-    outputs = [x for _ in range(2) for x in strategy.experimental_local_results(forward(same, training=True))]
+    same = _per_replica(mirrored, case, (1, 1))
+    outputs = [x for _ in range(2) for x in mirrored.experimental_local_results(forward(same, training=True))]
     for i, output in enumerate(outputs):
         assert all(np.any(output != other) for other in outputs[:i])
-    np.testing.assert_array_equal(*strategy.experimental_local_results(forward(same, training=False)))
+    np.testing.assert_array_equal(*mirrored.experimental_local_results(forward(same, training=False)))
     for state in random_states(layer):
-        np.testing.assert_array_equal(*strategy.experimental_local_results(state.value))
+        np.testing.assert_array_equal(*mirrored.experimental_local_results(state.value))

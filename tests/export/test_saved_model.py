@@ -186,9 +186,8 @@ def test_half_precision_task_is_served_in_float32(tmp_path, policy):
     np.testing.assert_allclose(ask(version, text=TEXTS)["probabilities"], expected(plain, TEXTS), atol=1e-6)
 
 
-def test_task_built_under_mirrored_strategy(tmp_path):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+def test_task_built_under_mirrored_strategy(tmp_path, mirrored):
+    with mirrored.scope():
         task = SmallClassifier()
         inside = saved_model(task, tmp_path / "1", check=False)
     outside = saved_model(task, tmp_path / "2", check=False)

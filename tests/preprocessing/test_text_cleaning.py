@@ -11,7 +11,7 @@ from keras_bert_lib.preprocessing import TextCleaner
 from keras_bert_lib.preprocessing.text_cleaning import TABLES, cleaning_table, frozen_rules
 
 ALL = [chr(c) for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
-OPTIONS = list(itertools.product((True, False), (None, True, False), (True, False), (True, False)))
+OPTIONS = list(itertools.product((True, False), repeat=4))  # strip_accents=None stands for one of these
 
 
 def words_of(texts, **options):

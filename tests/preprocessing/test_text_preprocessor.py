@@ -166,3 +166,11 @@ def test_a_tokenizer_without_separators_is_refused():
     bare = WordPieceTokenizer(["?"], unk_token="?", pad_token=None, cls_token=None, sep_token=None, mask_token=None)
     with pytest.raises(ValueError, match=r"a sep_token and a pad_token\. Received: {'cls_token': None"):
         TextPreprocessor(bare)
+
+
+def test_without_a_length_texts_are_cut_to_the_most_that_the_encoder_takes(tokenizer):
+    preprocessor = TextPreprocessor(tokenizer, max_sequence_length=6)
+    short, long = preprocessor(["a"]), preprocessor(["a", "a " * 100_000])
+    assert short["token_ids"].shape == (1, 3)
+    assert long["padding_mask"].numpy().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert TextPreprocessor.from_config(preprocessor.get_config()).max_sequence_length == 6

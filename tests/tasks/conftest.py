@@ -7,7 +7,7 @@ import keras_bert_lib as kbl
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "very", "not", "##ly"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def preprocessor():
     return kbl.preprocessing.TextPreprocessor(kbl.preprocessing.WordPieceTokenizer(VOCABULARY))
 
@@ -18,8 +18,8 @@ def make_classifier(preprocessor):
 
     def make(**options):
         encoder = kbl.models.bert(
-            len(VOCABULARY), num_layers=1, hidden_dim=16, num_heads=2, intermediate_dim=32, max_sequence_length=64
+            len(VOCABULARY), 1, 16, 2, 32, max_sequence_length=64, dropout=0.0, attention_dropout=0.0
         )
-        return kbl.tasks.TextClassifier(encoder, preprocessor, **options)
+        return kbl.tasks.TextClassifier(encoder, preprocessor, dropout=0.0, **options)
 
     return make

@@ -13,11 +13,11 @@ NAMES = ["good", "bad", "good", "bad"] * 8
 
 
 def _fast(classifier, **options):
-    classifier.compile(optimizer=kbl.training.AdamW(3e-2, weight_decay=0.0), **options)
+    classifier.compile(optimizer=kbl.training.AdamW(1e-2, weight_decay=0.0), **options)
     return classifier
 
 
-def _fit(classifier, x, y=None, epochs=8, **options):
+def _fit(classifier, x, y=None, epochs=12, **options):
     return classifier.fit(x, y, batch_size=8, epochs=epochs, verbose=0, **options).history
 
 
@@ -53,11 +53,11 @@ def test_learns_from_datasets_of_strings_and_from_token_ids(make_classifier):
 
 
 def test_learns_from_pairs(make_classifier):
+    # The answer is the second text: who saw only the first, or both as one, could not know it.
     first, second = ["good", "bad", "good", "bad"] * 8, ["good", "good", "bad", "bad"] * 8
-    same = ["yes", "no", "no", "yes"] * 8
-    classifier = _fast(make_classifier(labels=["no", "yes"]))
-    _fit(classifier, (first, second), same, epochs=25)
-    assert classifier.evaluate((first, second), same, verbose=0, return_dict=True)["accuracy"] == 1.0
+    classifier = _fast(make_classifier(labels=["good", "bad"]))
+    _fit(classifier, (first, second), second, epochs=20)
+    assert classifier.evaluate((first, second), second, verbose=0, return_dict=True)["accuracy"] == 1.0
 
 
 def test_predictions_are_in_the_order_of_the_texts(make_classifier):
@@ -123,7 +123,7 @@ def test_the_default_recipe_warms_up_decays_and_clips(make_classifier):
     classifier = make_classifier(num_classes=2)
     rates = []
     watch = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: rates.append(float(classifier.optimizer.learning_rate))
+        on_train_batch_end=lambda batch, logs=None: rates.append(float(classifier.optimizer.learning_rate))
     )
     classifier.compile()
     classifier.fit(TEXTS, NUMBERS, batch_size=8, epochs=5, verbose=0, callbacks=[watch])
@@ -167,13 +167,9 @@ def test_mixed_precision_gives_float32_logits(make_classifier):
     assert classifier.predict(TEXTS, verbose=0).dtype == np.float32
 
 
-def test_trains_on_two_replicas():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "very"]
-    preprocessor = kbl.preprocessing.TextPreprocessor(kbl.preprocessing.WordPieceTokenizer(vocabulary))
-    with strategy.scope():
-        encoder = kbl.models.bert(len(vocabulary), num_layers=1, hidden_dim=16, num_heads=2, intermediate_dim=32)
-        classifier = _fast(kbl.tasks.TextClassifier(encoder, preprocessor, num_classes=2))
+def test_trains_on_two_replicas(make_classifier, mirrored):
+    with mirrored.scope():
+        classifier = _fast(make_classifier(num_classes=2))
     _fit(classifier, TEXTS[:-1], NUMBERS[:-1])
     assert classifier.evaluate(TEXTS, NUMBERS, verbose=0, return_dict=True)["accuracy"] == 1.0
     assert classifier.predict(TEXTS[:5], verbose=0).argmax(-1).tolist() == NUMBERS[:5]
@@ -201,7 +197,11 @@ def test_serving_outputs(make_classifier):
         ({"num_classes": 2}, [[0, 1]] * 32, "one integer or string a text"),
         ({"num_classes": 2}, ["a", "b", "c", "d"] * 8, "4 different strings, but the model has 2 classes"),
         ({"labels": ["a", "b"]}, ["a", "z"] * 16, r"must be among \['a', 'b'\]. Received also: \['z'\]"),
-        ({"num_classes": 2}, np.array(["a", None] * 16, object), "all integers or all strings. Received: NoneType, str"),
+        (
+            {"num_classes": 2},
+            np.array(["a", None] * 16, object),
+            "all integers or all strings. Received: NoneType, str",
+        ),
         ({"num_classes": 2, "kind": "multi_label"}, [0, 1] * 16, r"0 or 1, \[N, 2\]"),
         ({"num_classes": 2, "kind": "multi_label"}, [[0, 3]] * 32, r"0 or 1, \[N, 2\]"),
         ({"kind": "regression"}, [float("nan")] * 32, "finite numbers"),

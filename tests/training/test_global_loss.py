@@ -21,7 +21,7 @@ def mean(loss, y, y_pred, sample_weight=None, parts=1, **kwargs):
         cut = keras.tree.map_structure(
             lambda t, a=start, b=end: None if t is None else tf.constant(t)[a:b], (y, y_pred, sample_weight)
         )
-        totals += np.array(loss.sums_and_weights(*cut))
+        totals += np.array([loss.sums(*cut), loss.weights(*cut)])
     return float((np.array(loss.loss_weights) * totals[0] / totals[1]).sum())
 
 
@@ -57,7 +57,7 @@ def test_a_mask_leaves_positions_out_of_the_mean():
     mask = WEIGHTS > 0.4
     y_pred._keras_mask = tf.constant(mask)
     loss = GlobalLoss(keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    sums, weights = loss.sums_and_weights(tf.constant(LABELS), y_pred)
+    sums, weights = loss.sums(tf.constant(LABELS), y_pred), loss.weights(tf.constant(LABELS), y_pred)
     each = -tf.math.log_softmax(LOGITS).numpy()[np.arange(5)[:, None], np.arange(4), LABELS]
     assert float(weights[0]) == mask.sum()
     assert float(sums[0]) == pytest.approx(each[mask].sum(), rel=1e-6)
@@ -101,4 +101,4 @@ def test_several_losses_are_shown_one_by_one():
 )
 def test_what_does_not_fit_the_outputs_is_named(loss, y, message):
     with pytest.raises(ValueError, match=message):
-        GlobalLoss(loss, output_names=["a", "b"]).sums_and_weights(y, [LOGITS, LOGITS])
+        GlobalLoss(loss, output_names=["a", "b"]).sums(y, [LOGITS, LOGITS])

@@ -62,9 +62,9 @@ def test_an_unbuilt_model_learns_from_batches_with_strings(scope):
     with scope:
         model = Subclass()
         model.compile(AdamW(0.1), crossentropy(), metrics=["accuracy"])
-    losses = model.fit(dataset, epochs=20, shuffle=False, verbose=0).history["loss"]
-    assert losses[-1] < 0.7 * losses[0]
-    assert model.optimizer.iterations.numpy() == 100
+    losses = model.fit(dataset, epochs=5, shuffle=False, verbose=0).history["loss"]
+    assert losses[-1] < 0.95 * losses[0]
+    assert model.optimizer.iterations.numpy() == 25
 
 
 def test_loss_and_metrics_are_those_of_all_examples(scope):
@@ -185,6 +185,31 @@ def test_the_way_of_running_does_not_change_the_result(arguments):
         np.testing.assert_allclose(received, expected, rtol=0, atol=1e-5)
 
 
+class CountRuns(keras.layers.Layer):
+    runs = 0
+
+    def call(self, inputs):
+        def count(values):
+            CountRuns.runs += 1
+            return values
+
+        outputs = inputs + tf.stop_gradient(tf.numpy_function(count, [inputs], tf.float32, stateful=False) - inputs)
+        return tf.ensure_shape(outputs, inputs.shape)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_a_slice_of_a_batch_runs_through_the_model_once(accumulation_steps):
+    x = keras.Input((2,))
+    model = Model(x, keras.layers.Dense(1)(CountRuns()(keras.layers.Dense(2)(x))))
+    model.compile("sgd", keras.losses.MeanSquaredError(), accumulation_steps=accumulation_steps)
+    CountRuns.runs = 0
+    model.fit(np.ones((6, 2), "float32"), np.ones((6, 1), "float32"), batch_size=6, verbose=0)
+    assert CountRuns.runs == accumulation_steps
+
+
 def test_single_batches_train_and_test():
     model = functional()
     model.compile(keras.optimizers.SGD(0.5), crossentropy(), metrics=["accuracy"])
@@ -194,7 +219,6 @@ def test_single_batches_train_and_test():
     assert model.optimizer.iterations.numpy() == 1
 
 
-@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # NumPy 2 about every file that Keras saves
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_a_saved_model_goes_on_as_if_never_saved(tmp_path, policy):
     keras.config.set_dtype_policy(policy)

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from .multi_worker_program import CASES, run
+from keras_bert_lib.training.optimizer_step import LossScale
+
+from .multi_worker_program import CASES, LOSS_SCALE, run
 
 PROGRAM = pathlib.Path(__file__).with_name("multi_worker_program.py")
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 1e-2, "mixed_float16": 2e-3}
@@ -42,7 +44,8 @@ def workers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_two_workers_train_as_one_process_does(workers, index):
+def test_two_workers_train_as_one_process_does(workers, index, monkeypatch):
+    monkeypatch.setattr(LossScale, "INITIAL", LOSS_SCALE)
     expected = run(**CASES[index])
     bound = BOUNDS[CASES[index]["policy"]]
     for worker in workers:

@@ -76,7 +76,6 @@ def test_biases_and_norms_are_not_decayed():
         np.testing.assert_allclose(variable.numpy(), factor * old, rtol=1e-6, err_msg=variable.path)
 
 
-@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # NumPy 2 about every file that Keras saves
 def test_patterns_match_paths_and_survive_the_keras_file(tmp_path):
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.Dense(2, name="body"), keras.layers.Dense(1, name="head")]
