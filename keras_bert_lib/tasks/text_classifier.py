@@ -108,8 +108,8 @@ class TextClassifier(TextTask):
         trained = checkpoints.load_heads(directory, encoder).get("classifier")
         if trained is None:
             raise ValueError(
-                f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed for a "
-                "new one."
+                f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed for "
+                "a new one."
             )
         classifier = cls(encoder, preprocessor, config.num_classes, config.labels, config.kind, rate)
         classifier.head.set_weights(trained.get_weights())
@@ -119,8 +119,8 @@ class TextClassifier(TextTask):
         """`keras.Model.compile` with defaults that work.
 
         Args:
-            optimizer: "auto": AdamW at 5e-5, decay 0.01 but not on biases and norms, warm-up over the first tenth of the
-                steps of each `fit`, then linear decay to 0, gradients clipped to a global norm of 1.
+            optimizer: "auto": AdamW at 5e-5, decay 0.01 but not on biases and norms, warm-up over the first tenth of
+                the steps of each `fit`, then linear decay to 0, gradients clipped to a global norm of 1.
             loss: "auto": cross-entropy, binary cross-entropy or mean squared error, by `kind`, on logits.
             metrics: "auto": accuracy; for regression the root mean squared error.
             kwargs: Passed to `kbl.training.Model.compile`.
@@ -141,8 +141,8 @@ class TextClassifier(TextTask):
         if self._default_optimizer:
             if steps is None:
                 raise ValueError(
-                    "The default optimizer decays to 0 at the last step, and the dataset does not tell its length. Pass "
-                    "`steps_per_epoch` to fit(), or an optimizer to compile()."
+                    "The default optimizer decays to 0 at the last step, and the dataset does not tell its length. "
+                    "Pass `steps_per_epoch` to fit(), or an optimizer to compile()."
                 )
             optimizer = adamw(_LEARNING_RATE, warmup_steps=steps // 10, total_steps=steps)
             super().compile(optimizer=optimizer, **self._compile_options)
@@ -154,8 +154,8 @@ class TextClassifier(TextTask):
         if self.kind == "multi_label":
             if y.ndim != 2 or y.shape[1] != self.head.num_classes or not np.isin(y, (0, 1)).all():
                 raise ValueError(
-                    f"Labels must be 0 or 1, [N, {self.head.num_classes}], one column a class. Received: an array of shape "
-                    f"{y.shape} and dtype {y.dtype}."
+                    f"Labels must be 0 or 1, [N, {self.head.num_classes}], one column a class. Received: an array of "
+                    f"shape {y.shape} and dtype {y.dtype}."
                 )
             return y.astype("float32")
         return self._class_numbers(y)
@@ -177,7 +177,8 @@ class TextClassifier(TextTask):
         count = self.head.num_classes
         if y.ndim != 1 or y.dtype.kind not in "iuUSO":
             raise ValueError(
-                f"Labels must be one integer or string a text. Received: an array of shape {y.shape} and dtype {y.dtype}."
+                f"Labels must be one integer or string a text. Received: an array of shape {y.shape} and dtype "
+                f"{y.dtype}."
             )
         if y.dtype.kind in "iu":
             if y.size and not (y.min() >= 0 and y.max() < count):
@@ -218,7 +219,8 @@ class TextClassifier(TextTask):
             logits: float [B, C].
         Returns:
             "multi_class": `probabilities` float32 [B, C] and `label` string [B]; "multi_label": `probabilities` float32
-            [B, C], each on its own, and the `labels` string [B, C] that they belong to; "regression": `score` float32 [B, C].
+            [B, C], each on its own, and the `labels` string [B, C] that they belong to; "regression": `score` float32
+            [B, C].
         """
         logits = tf.cast(logits, tf.float32)
         if self.kind == "regression":

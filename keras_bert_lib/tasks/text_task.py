@@ -24,8 +24,8 @@ class TextTask(FunctionalModel):
     - a `tf.data.Dataset` of batches of strings, or of `(first, second)`, with `y` and `sample_weight` behind them;
     - token ids: whatever Keras takes, as dicts `token_ids`, `segment_ids`, `padding_mask`.
 
-    Everything else (callbacks, progress bar, histories) is Keras's own. The model itself maps a dict of token ids to its
-    outputs, so that it composes with other Keras models.
+    Everything else (callbacks, progress bar, histories) is Keras's own. The model itself maps a dict of token ids to
+    its outputs, so that it composes with other Keras models.
 
     Args:
         inputs: Symbolic inputs of the functional model.

@@ -63,7 +63,7 @@ def test_split_takes_the_last_examples(preprocessor):
 
 
 def test_split_that_leaves_nothing_is_refused(preprocessor):
-    with pytest.raises(ValueError, match="must leave examples on both sides.*validation_split=0.999 for 50 texts"):
+    with pytest.raises(ValueError, match=r"must leave examples on both sides.*validation_split=0\.999 for 50 texts"):
         TextBatches(TEXTS, preprocessor, (NUMBERS,)).split(0.999)
 
 

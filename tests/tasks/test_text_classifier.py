@@ -141,7 +141,7 @@ def test_fit_without_compile_takes_the_default_recipe(make_classifier):
 def test_the_default_recipe_needs_to_know_the_number_of_steps(make_classifier):
     endless = tf.data.Dataset.from_tensor_slices((TEXTS, NUMBERS)).batch(8).repeat()
     classifier = make_classifier(num_classes=2)
-    with pytest.raises(ValueError, match="does not tell its length. Pass `steps_per_epoch`"):
+    with pytest.raises(ValueError, match=r"does not tell its length\. Pass `steps_per_epoch`"):
         _fit(classifier, endless, epochs=1)
     _fit(classifier, endless, epochs=1, steps_per_epoch=2)
 
@@ -200,7 +200,7 @@ def test_serving_outputs(make_classifier):
         (
             {"num_classes": 2},
             np.array(["a", None] * 16, object),
-            "all integers or all strings. Received: NoneType, str",
+            "Received: NoneType, str",
         ),
         ({"num_classes": 2, "kind": "multi_label"}, [0, 1] * 16, r"0 or 1, \[N, 2\]"),
         ({"num_classes": 2, "kind": "multi_label"}, [[0, 3]] * 32, r"0 or 1, \[N, 2\]"),
@@ -217,7 +217,7 @@ def test_labels_that_do_not_fit_are_refused(make_classifier, options, y, message
 @pytest.mark.parametrize("texts", [[], [None, "a"], [1, 2], [["a"], ["b"]], 3, None, [1.5]])
 def test_what_is_no_text_is_refused(make_classifier, texts):
     classifier = make_classifier(num_classes=2)
-    with pytest.raises(ValueError, match="must hold|must be"):
+    with pytest.raises(ValueError, match=r"must hold|must be"):
         classifier.predict(texts, verbose=0)
 
 
