@@ -16,7 +16,12 @@ _WRONG_BACKEND = (
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
     raise ImportError(_WRONG_BACKEND.format(backend=os.environ["KERAS_BACKEND"]))
 
-import keras
+try:
+    import keras
+except ModuleNotFoundError as error:  # keras.json names a framework that is not installed
+    if error.name not in ("jax", "torch", "openvino"):
+        raise
+    raise ImportError(_WRONG_BACKEND.format(backend=error.name)) from error
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(_WRONG_BACKEND.format(backend=keras.config.backend()))

@@ -46,6 +46,13 @@ def test_another_backend_of_a_keras_that_is_already_there_is_refused():
     assert "but the backend is 'jax'. Set the environment variable KERAS_BACKEND=tensorflow" in process.stderr
 
 
+def test_a_backend_of_the_configuration_file_that_is_not_installed_is_refused(tmp_path):
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}')
+    process = _python("import keras_bert_lib", KERAS_HOME=str(tmp_path))
+    assert process.returncode == 1
+    assert "but the backend is 'jax'. Set the environment variable KERAS_BACKEND=tensorflow" in process.stderr
+
+
 def test_import_is_light_and_gives_the_public_names():
     """Keras itself loads huggingface_hub where it is installed, so only what comes on top of Keras counts."""
     heavy = {"tensorflow_text", "torch", "jax", "transformers", "huggingface_hub", "safetensors", "keras_hub"}

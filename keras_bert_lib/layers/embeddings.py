@@ -55,7 +55,11 @@ class TransformerEmbeddings(keras.layers.Layer):
         super().__init__(**{"autocast": False, **kwargs})
         self.vocabulary_size = vocabulary_size
         self.hidden_dim = hidden_dim
-        self.embedding_dim = embedding_dim or hidden_dim
+        self.embedding_dim = hidden_dim if embedding_dim is None else embedding_dim
+        if min(self.embedding_dim, hidden_dim) < 1:
+            raise ValueError(
+                f"The widths must be at least 1. Received: hidden_dim={hidden_dim}, embedding_dim={embedding_dim}."
+            )
         self.max_sequence_length = max_sequence_length
         self.num_segments = num_segments
         self.token = self._table(vocabulary_size, "token")

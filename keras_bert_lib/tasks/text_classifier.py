@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,11 +14,12 @@ import tensorflow as tf
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import ClassificationHead
 from keras_bert_lib.tasks.text_task import TextTask
-from keras_bert_lib.training import AdamW, adamw
+from keras_bert_lib.training import adamw
 
 Kind = Literal["multi_class", "multi_label", "regression"]
 
 _LEARNING_RATE = 5e-5  # the middle of the three that Devlin et al. 2018, appendix A.3, tried on every task
+_UNKNOWN = 10**9  # steps of a training whose length is not known yet: the rate stays as good as constant
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -68,7 +70,7 @@ class TextClassifier(TextTask):
         self.head = head
         self.kind = kind
         self.labels = None if labels is None else list(labels)
-        self._default_optimizer = False
+        self._compile_with = None
 
     @classmethod
     def from_pretrained(
@@ -119,33 +121,51 @@ class TextClassifier(TextTask):
         """`keras.Model.compile` with defaults that work.
 
         Args:
-            optimizer: "auto": AdamW at 5e-5, decay 0.01 but not on biases and norms, warm-up over the first tenth of
-                the steps of each `fit`, then linear decay to 0, gradients clipped to a global norm of 1.
+            optimizer: "auto", anew for each `fit`: AdamW at 5e-5, decay 0.01 but not on biases and norms, warm-up over
+                the first tenth of the steps, then linear decay to 0, gradients clipped to a global norm of 1.
             loss: "auto": cross-entropy, binary cross-entropy or mean squared error, by `kind`, on logits.
             metrics: "auto": accuracy; for regression the root mean squared error.
             kwargs: Passed to `kbl.training.Model.compile`.
         """
-        self._default_optimizer = isinstance(optimizer, str) and optimizer == "auto"
-        if self._default_optimizer:
-            optimizer = AdamW(_LEARNING_RATE)  # the schedule is known when `fit` knows its steps
         if isinstance(loss, str) and loss == "auto":
             loss = _LOSSES[self.kind]()
         if isinstance(metrics, str) and metrics == "auto":
             metrics = [_METRICS[self.kind]()]
-        self._compile_options = {"loss": loss, "metrics": metrics, **kwargs}
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+        compile_with = functools.partial(super().compile, loss=loss, metrics=metrics, **kwargs)
+        # Kept in a function: in a dict, Keras would find the metrics a second time.
+        self._compile_with = compile_with if isinstance(optimizer, str) and optimizer == "auto" else None
+        if self._compile_with is not None:
+            optimizer = adamw(_LEARNING_RATE, warmup_steps=0, total_steps=_UNKNOWN)
+        compile_with(optimizer=optimizer)
+
+    def get_compile_config(self) -> dict:
+        config = super().get_compile_config()
+        # A schedule that has come to its end would leave a restored classifier unable to learn.
+        return {**config, "optimizer": "auto"} if config and self._compile_with is not None else config
 
     def prepare_fit(self, steps: int | None) -> None:
         if not self.compiled:
             self.compile()
-        if self._default_optimizer:
+        if self._compile_with is not None:
             if steps is None:
                 raise ValueError(
                     "The default optimizer decays to 0 at the last step, and the dataset does not tell its length. "
                     "Pass `steps_per_epoch` to fit(), or an optimizer to compile()."
                 )
-            optimizer = adamw(_LEARNING_RATE, warmup_steps=steps // 10, total_steps=steps)
-            super().compile(optimizer=optimizer, **self._compile_options)
+            steps = max(steps, 1)
+            with self.distribute_strategy.scope():
+                self._compile_with(optimizer=adamw(_LEARNING_RATE, warmup_steps=steps // 10, total_steps=steps))
+
+    def encode_string_labels(self, y: tf.Tensor) -> tf.Tensor:
+        if self.kind != "multi_class" or self.labels is None:
+            raise ValueError(
+                "The dataset has strings as labels, and the classifier does not know which class each of them is. Name "
+                "them: TextClassifier(..., labels=[...])."
+            )
+        same = tf.equal(y[:, tf.newaxis], tf.constant(self.labels))  # [B, C]
+        known = tf.debugging.Assert(tf.reduce_all(tf.reduce_any(same, axis=1)), [f"Labels not in {self.labels}:", y])
+        with tf.control_dependencies([known] if known is not None else []):
+            return tf.argmax(same, axis=1, output_type=tf.int32)
 
     def encode_targets(self, y: Any) -> np.ndarray:
         y = np.asarray(y)

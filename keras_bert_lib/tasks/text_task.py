@@ -42,6 +42,10 @@ class TextTask(FunctionalModel):
         """Labels as the user has them to the array that the loss takes. Raises ValueError if they do not fit."""
         return np.asarray(y)
 
+    def encode_string_labels(self, y: tf.Tensor) -> tf.Tensor:
+        """The same for the strings [B] of a dataset, in the graph of its input pipeline."""
+        return y
+
     def prepare_fit(self, steps: int | None) -> None:
         """Called with the number of batches of the whole training (`None`: unknown) before it starts."""
 
@@ -65,20 +69,19 @@ class TextTask(FunctionalModel):
     ) -> keras.callbacks.History:
         """`keras.Model.fit`, for strings too: see the class."""
         size = batch_size or _BATCH_SIZE
-        if validation_data is not None:
-            validation_data = self._validation(validation_data, validation_batch_size or size)
         if isinstance(x, tf.data.Dataset):
-            x, shuffle = tokenized(x, self.preprocessor, targets=True), False
+            x, shuffle = self._tokenized(x), False
         elif is_text(x):
             examples = self._examples(x, y, sample_weight)
             if validation_split and validation_data is None:
-                examples, held_out = examples.split(validation_split)
-                validation_data = held_out.sorted(validation_batch_size or size)[0]
+                examples, validation_data = examples.split(validation_split)
             x = examples.shuffled(size) if shuffle else examples.in_order(size)
             y = sample_weight = batch_size = None
             validation_split, shuffle = 0.0, False
         elif y is not None:
             y = self.encode_targets(y)
+        # Behind the examples: the first labels that a classifier meets name its classes.
+        validation_data = self._validation(validation_data, validation_batch_size or size)
         per_epoch = steps_per_epoch or _number_of_batches(x, size, validation_split)
         self.prepare_fit(per_epoch and per_epoch * (epochs - initial_epoch))
         return super().fit(
@@ -103,7 +106,7 @@ class TextTask(FunctionalModel):
     ) -> Any:
         """`keras.Model.evaluate`, for strings too: see the class."""
         if isinstance(x, tf.data.Dataset):
-            x = tokenized(x, self.preprocessor, targets=True)
+            x = self._tokenized(x)
         elif is_text(x):
             x, _ = self._examples(x, y, sample_weight).sorted(batch_size or _BATCH_SIZE)
             y = batch_size = sample_weight = None
@@ -129,12 +132,21 @@ class TextTask(FunctionalModel):
             targets += (np.asarray(sample_weight, "float32"),)
         return TextBatches(x, self.preprocessor, targets)
 
+    def _tokenized(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        dataset = tokenized(dataset, self.preprocessor, targets=True)
+        spec = dataset.element_spec
+        if not isinstance(spec, tuple) or getattr(spec[1], "dtype", None) != tf.string:
+            return dataset
+        return dataset.map(lambda x, y, *weight: (x, self.encode_string_labels(y), *weight))
+
     def _validation(self, data: Any, batch_size: int) -> Any:
-        if isinstance(data, tf.data.Dataset):
-            return tokenized(data, self.preprocessor, targets=True)
         if isinstance(data, tuple) and is_text(data[0]):
             x, y, *weight = data
-            return self._examples(x, y, weight[0] if weight else None).sorted(batch_size)[0]
+            data = self._examples(x, y, weight[0] if weight else None)
+        if isinstance(data, TextBatches):
+            return data.sorted(batch_size)[0]
+        if isinstance(data, tf.data.Dataset):
+            return self._tokenized(data)
         if isinstance(data, tuple):
             return (data[0], self.encode_targets(data[1]), *data[2:])
         return data

@@ -123,3 +123,9 @@ def test_too_long_sequence_is_refused_where_the_length_is_only_known_in_the_grap
 def test_table_without_rows_is_refused(options, table):
     with pytest.raises(ValueError, match=f"The {table} table needs at least 1 row. Received: "):
         TransformerEmbeddings(**{"vocabulary_size": VOCABULARY, "hidden_dim": WIDTH, **options})
+
+
+@pytest.mark.parametrize("widths", [{"hidden_dim": 0}, {"hidden_dim": 8, "embedding_dim": 0}])
+def test_a_width_of_nothing_is_refused(widths):
+    with pytest.raises(ValueError, match="widths must be at least 1"):
+        TransformerEmbeddings(10, **widths)

@@ -78,6 +78,18 @@ def test_string_labels_are_learned_sorted_or_as_named(make_classifier):
     assert make_classifier(labels=["good", "bad"]).encode_targets(NAMES)[:2].tolist() == [0, 1]
 
 
+def test_string_labels_of_a_dataset(make_classifier):
+    dataset = tf.data.Dataset.from_tensor_slices((TEXTS, NAMES)).batch(8)
+    classifier = _fast(make_classifier(labels=["bad", "good"]))
+    _fit(classifier, dataset)
+    assert classifier.evaluate(dataset, verbose=0, return_dict=True)["accuracy"] == 1.0
+    with pytest.raises(ValueError, match=r"does not know which class each of them is. Name them"):
+        _fit(make_classifier(num_classes=2), dataset)
+    strange = tf.data.Dataset.from_tensor_slices((TEXTS, ["ugly"] * 32)).batch(8)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"Labels not in \['bad', 'good'\]"):
+        classifier.evaluate(strange, verbose=0)
+
+
 def test_multi_label(make_classifier):
     y = np.array([[1, 0, 1], [0, 1, 1], [1, 0, 1], [0, 1, 1]] * 8)
     classifier = _fast(make_classifier(num_classes=3, kind="multi_label"))
@@ -156,8 +168,10 @@ def test_keras_file_restores_everything(make_classifier, tmp_path):
     for before, after in zip(classifier.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(before, after)
     np.testing.assert_allclose(restored.predict(TEXTS, verbose=0), classifier.predict(TEXTS, verbose=0), atol=1e-6)
-    assert list(restored.evaluate(TEXTS, NAMES, verbose=0, return_dict=True)) == ["accuracy", "loss"]
+    assert len(restored.evaluate(TEXTS, NAMES, verbose=0)) == 2  # the loss and one accuracy
+    before = restored.head.dense.kernel.numpy()
     _fit(restored, TEXTS, NAMES, epochs=1)
+    assert not np.array_equal(restored.head.dense.kernel, before)  # the recipe begins anew, it does not stay at its end
 
 
 def test_mixed_precision_gives_float32_logits(make_classifier):
@@ -173,6 +187,14 @@ def test_trains_on_two_replicas(make_classifier, mirrored):
     _fit(classifier, TEXTS[:-1], NUMBERS[:-1])
     assert classifier.evaluate(TEXTS, NUMBERS, verbose=0, return_dict=True)["accuracy"] == 1.0
     assert classifier.predict(TEXTS[:5], verbose=0).argmax(-1).tolist() == NUMBERS[:5]
+
+
+def test_the_default_recipe_trains_on_two_replicas(make_classifier, mirrored):
+    with mirrored.scope():
+        classifier = make_classifier(num_classes=2)
+    before = classifier.head.dense.kernel.numpy()
+    _fit(classifier, TEXTS, NUMBERS, epochs=1)
+    assert not np.array_equal(classifier.head.dense.kernel, before)
 
 
 def test_serving_outputs(make_classifier):
