@@ -163,7 +163,8 @@ class TextClassifier(TextTask):
                 "them: TextClassifier(..., labels=[...])."
             )
         same = tf.equal(y[:, tf.newaxis], tf.constant(self.labels))  # [B, C]
-        known = tf.debugging.Assert(tf.reduce_all(tf.reduce_any(same, axis=1)), [f"Labels not in {self.labels}:", y])
+        message = f"Labels must be among: {', '.join(self.labels)}. Received:"
+        known = tf.debugging.Assert(tf.reduce_all(tf.reduce_any(same, axis=1)), [message, y])
         with tf.control_dependencies([known] if known is not None else []):
             return tf.argmax(same, axis=1, output_type=tf.int32)
 
