@@ -22,16 +22,10 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def sums(count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Texts such as "two plus three is six", half of them false."""
+    """Texts such as "six and seven", labelled by whether the two make more than nine."""
     draw = random.Random(seed)
-    texts, labels = [], []
-    for _ in range(count):
-        a, b = draw.randrange(5), draw.randrange(5)
-        right = draw.random() < 0.5
-        total = a + b if right else draw.choice([n for n in range(9) if n != a + b])
-        texts.append(f"{WORDS[a]} plus {WORDS[b]} is {WORDS[total]}")
-        labels.append("true" if right else "false")
-    return texts, labels
+    pairs = [(draw.randrange(10), draw.randrange(10)) for _ in range(count)]
+    return [f"{WORDS[a]} and {WORDS[b]}" for a, b in pairs], ["large" if a + b > 9 else "small" for a, b in pairs]
 
 
 def build_encoder(vocabulary_size: int) -> keras.Model:
@@ -56,9 +50,9 @@ def build_encoder(vocabulary_size: int) -> keras.Model:
 
 def main(examples: int = 4_000, epochs: int = 6, export_to: str | None = None) -> float:
     keras.utils.set_random_seed(0)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "plus", "is", *WORDS]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "and", *WORDS]
     preprocessor = kbl.preprocessing.TextPreprocessor(kbl.preprocessing.WordPieceTokenizer(vocabulary))
-    classifier = kbl.tasks.TextClassifier(build_encoder(len(vocabulary)), preprocessor, labels=["false", "true"])
+    classifier = kbl.tasks.TextClassifier(build_encoder(len(vocabulary)), preprocessor, labels=["small", "large"])
     steps = epochs * examples // 64
     classifier.compile(optimizer=kbl.training.adamw(1e-3, warmup_steps=steps // 10, total_steps=steps))
     classifier.fit(*sums(examples, seed=1), batch_size=64, epochs=epochs)
@@ -68,7 +62,7 @@ def main(examples: int = 4_000, epochs: int = 6, export_to: str | None = None) -
     with tempfile.TemporaryDirectory() as folder:
         version = kbl.export.saved_model(classifier, pathlib.Path(export_to or folder) / "1")
         ask = tf.saved_model.load(str(version)).signatures["serving_default"]
-        for text in ("two plus two is four", "two plus two is five"):
+        for text in ("six and nine", "two and one"):
             print(text, "->", ask(text=tf.constant([text]))["label"].numpy()[0].decode())
     return accuracy
 

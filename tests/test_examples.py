@@ -27,7 +27,7 @@ def test_quickstart_fine_tunes_exports_and_asks(tmp_path):
 def test_custom_architecture_learns_and_exports():
     output = _run("custom_architecture.py")
     assert float(re.search(r"Held-out accuracy: (\d+\.\d)%", output)[1]) > 75
-    assert "two plus two is four ->" in output
+    assert "six and nine -> large" in output
 
 
 def test_fine_tune_pairs(shared_data):
