@@ -60,6 +60,16 @@ def test_learns_from_pairs(make_classifier):
     assert classifier.evaluate((first, second), second, verbose=0, return_dict=True)["accuracy"] == 1.0
 
 
+def test_an_encoder_without_segments_reads_the_tokens(preprocessor, tmp_path):
+    encoder = kbl.models.bert(12, 1, 16, 2, 32, num_segments=0, dropout=0.0, attention_dropout=0.0)
+    classifier = _fast(kbl.tasks.TextClassifier(encoder, preprocessor, labels=["bad", "good"], dropout=0.0))
+    _fit(classifier, TEXTS, NUMBERS)
+    assert classifier.evaluate(TEXTS, NUMBERS, verbose=0, return_dict=True)["accuracy"] == 1.0
+    version = kbl.export.saved_model(classifier, tmp_path / "1", check=False)
+    answer = tf.saved_model.load(str(version)).signatures["serving_default"](text=tf.constant(TEXTS[:2]))
+    assert answer["label"].numpy().tolist() == [b"good", b"bad"]
+
+
 def test_predictions_are_in_the_order_of_the_texts(make_classifier):
     classifier = make_classifier(num_classes=3)
     texts = ["good " * n for n in (5, 1, 9, 3, 7, 2)]
