@@ -37,12 +37,6 @@ class TextTask(FunctionalModel):
     def __init__(self, inputs: Any, outputs: Any, preprocessor: keras.layers.Layer, name: str | None = None):
         super().__init__(inputs, outputs, name=name)
         self.preprocessor = preprocessor
-        self._taken = tuple(inputs)
-
-    def call(self, inputs, training=None, mask=None):
-        # A preprocessor makes `segment_ids` for encoders without segments too, and Keras matches the entries of a dict
-        # with one too many by their position: the model would read segments for tokens, with a mere warning.
-        return super().call({name: inputs[name] for name in self._taken}, training=training, mask=mask)
 
     def encode_targets(self, y: Any) -> np.ndarray:
         """Labels as the user has them to the array that the loss takes. Raises ValueError if they do not fit."""

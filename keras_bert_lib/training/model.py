@@ -383,3 +383,14 @@ class FunctionalModel(Model, _Functional):
     """The class of `Model(inputs, outputs)`; derive from it to write a subclass with functional construction."""
 
     __init__ = _Functional.__init__
+
+    def call(self, inputs, training=None, mask=None, **kwargs):
+        """Keras's own, but a dict with entries that the model does not take is matched by name.
+
+        Keras matches it by position, with a mere warning: an encoder without segments would read the `segment_ids` of
+        its preprocessor as tokens.
+        """
+        taken = self.input
+        if isinstance(taken, dict) and isinstance(inputs, dict) and inputs.keys() > taken.keys():
+            inputs = {name: inputs[name] for name in taken}
+        return super().call(inputs, training=training, mask=mask, **kwargs)

@@ -278,3 +278,12 @@ def test_what_cannot_train_rightly_is_refused_when_compiled(mirrored):
         pytest.raises(ValueError, match="Received: CentralStorageStrategy"),
     ):
         functional().compile("sgd", "mse")
+
+
+def test_a_dict_with_an_entry_too_many_is_matched_by_name():
+    tokens, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
+    model = Model({"token_ids": tokens, "padding_mask": mask}, keras.ops.sum(tokens * mask, axis=1))
+    features = {name: tf.constant([values]) for name, values in {"token_ids": [3, 4], "padding_mask": [1, 0]}.items()}
+    extra = {**features, "segment_ids": tf.constant([[7, 7]])}
+    assert model(features).numpy().tolist() == model(extra).numpy().tolist() == [3]
+    assert model.predict(extra, verbose=0).tolist() == [3]
