@@ -81,72 +81,84 @@ _EMBEDDINGS = (
     *_table("embeddings/segment", "embeddings.token_type_embeddings"),
     *_norm("embeddings/norm", "embeddings.LayerNorm"),
 )
-_BERT_BLOCK = "encoder.layer.{i}"
-_ALBERT_BLOCK = "encoder.albert_layer_groups.{i}.albert_layers.0"
+
+
+def _block(
+    prefix: str,
+    *,
+    qkv: tuple[str, str, str],
+    attention: str,
+    attention_norm: str,
+    intermediate: str,
+    output: str,
+    output_norm: str,
+) -> tuple[Line, ...]:
+    """One block; the names are those of their modules behind `prefix`."""
+    return (
+        *_dense("block_{i}/attention/qkv", *(f"{prefix}.{name}" for name in qkv)),
+        *_dense("block_{i}/attention/output", f"{prefix}.{attention}"),
+        *_norm("block_{i}/attention_norm", f"{prefix}.{attention_norm}"),
+        *_dense("block_{i}/feed_forward/intermediate", f"{prefix}.{intermediate}"),
+        *_dense("block_{i}/feed_forward/output", f"{prefix}.{output}"),
+        *_norm("block_{i}/feed_forward_norm", f"{prefix}.{output_norm}"),
+    )
+
+
+def _heads(*, predictions: str, transform: str, next_sentence: str) -> dict[str, tuple[Line, ...]]:
+    """The heads; `predictions` is the module of the masked-LM head, `transform` the part before its table."""
+    return {
+        "masked_lm": (
+            *_dense("masked_lm/dense", f"{transform}.dense"),
+            *_norm("masked_lm/norm", f"{transform}.LayerNorm"),
+            Line("masked_lm/output_bias", (f"{predictions}.bias",)),
+        ),
+        "next_sentence": _dense("next_sentence/dense", next_sentence),
+        "classifier": _dense("classifier/dense", "classifier"),
+    }
+
+
+def _copies(predictions: str) -> dict[str, str]:
+    return {
+        f"{predictions}.decoder.weight": "embeddings.word_embeddings.weight",
+        f"{predictions}.decoder.bias": f"{predictions}.bias",
+    }
+
 
 FAMILIES = {
     "bert": Family(
         prefix="bert.",
         embeddings=_EMBEDDINGS,
-        block=(
-            *_dense(
-                "block_{i}/attention/qkv",
-                f"{_BERT_BLOCK}.attention.self.query",
-                f"{_BERT_BLOCK}.attention.self.key",
-                f"{_BERT_BLOCK}.attention.self.value",
-            ),
-            *_dense("block_{i}/attention/output", f"{_BERT_BLOCK}.attention.output.dense"),
-            *_norm("block_{i}/attention_norm", f"{_BERT_BLOCK}.attention.output.LayerNorm"),
-            *_dense("block_{i}/feed_forward/intermediate", f"{_BERT_BLOCK}.intermediate.dense"),
-            *_dense("block_{i}/feed_forward/output", f"{_BERT_BLOCK}.output.dense"),
-            *_norm("block_{i}/feed_forward_norm", f"{_BERT_BLOCK}.output.LayerNorm"),
+        block=_block(
+            "encoder.layer.{i}",
+            qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+            attention="attention.output.dense",
+            attention_norm="attention.output.LayerNorm",
+            intermediate="intermediate.dense",
+            output="output.dense",
+            output_norm="output.LayerNorm",
         ),
         pooler=_dense("pooler/dense", "pooler.dense"),
-        heads={
-            "masked_lm": (
-                *_dense("masked_lm/dense", "cls.predictions.transform.dense"),
-                *_norm("masked_lm/norm", "cls.predictions.transform.LayerNorm"),
-                Line("masked_lm/output_bias", ("cls.predictions.bias",)),
-            ),
-            "next_sentence": _dense("next_sentence/dense", "cls.seq_relationship"),
-            "classifier": _dense("classifier/dense", "classifier"),
-        },
-        copies={
-            "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
+        heads=_heads(
+            predictions="cls.predictions", transform="cls.predictions.transform", next_sentence="cls.seq_relationship"
+        ),
+        copies=_copies("cls.predictions"),
         head_prefixes=("cls.", "classifier.", "qa_outputs."),
     ),
     "albert": Family(
         prefix="albert.",
         embeddings=(*_EMBEDDINGS, *_dense("embeddings/projection", "encoder.embedding_hidden_mapping_in")),
-        block=(
-            *_dense(
-                "block_{i}/attention/qkv",
-                f"{_ALBERT_BLOCK}.attention.query",
-                f"{_ALBERT_BLOCK}.attention.key",
-                f"{_ALBERT_BLOCK}.attention.value",
-            ),
-            *_dense("block_{i}/attention/output", f"{_ALBERT_BLOCK}.attention.dense"),
-            *_norm("block_{i}/attention_norm", f"{_ALBERT_BLOCK}.attention.LayerNorm"),
-            *_dense("block_{i}/feed_forward/intermediate", f"{_ALBERT_BLOCK}.ffn"),
-            *_dense("block_{i}/feed_forward/output", f"{_ALBERT_BLOCK}.ffn_output"),
-            *_norm("block_{i}/feed_forward_norm", f"{_ALBERT_BLOCK}.full_layer_layer_norm"),
+        block=_block(
+            "encoder.albert_layer_groups.{i}.albert_layers.0",
+            qkv=("attention.query", "attention.key", "attention.value"),
+            attention="attention.dense",
+            attention_norm="attention.LayerNorm",
+            intermediate="ffn",
+            output="ffn_output",
+            output_norm="full_layer_layer_norm",
         ),
         pooler=_dense("pooler/dense", "pooler"),
-        heads={
-            "masked_lm": (
-                *_dense("masked_lm/dense", "predictions.dense"),
-                *_norm("masked_lm/norm", "predictions.LayerNorm"),
-                Line("masked_lm/output_bias", ("predictions.bias",)),
-            ),
-            "next_sentence": _dense("next_sentence/dense", "sop_classifier.classifier"),
-            "classifier": _dense("classifier/dense", "classifier"),
-        },
-        copies={
-            "predictions.decoder.weight": "embeddings.word_embeddings.weight",
-            "predictions.decoder.bias": "predictions.bias",
-        },
+        heads=_heads(predictions="predictions", transform="predictions", next_sentence="sop_classifier.classifier"),
+        copies=_copies("predictions"),
         head_prefixes=("predictions.", "sop_classifier.", "classifier.", "qa_outputs."),
     ),
 }

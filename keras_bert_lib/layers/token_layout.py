@@ -67,14 +67,11 @@ class PackedLayout:
 
     def rows(self, sequences: tf.Tensor) -> tf.Tensor:
         """[B, L, D] -> [T, D], where L is the number of tokens of the longest sequence."""
-        slots = tf.reshape(sequences, [-1, sequences.shape[-1]])
-        return _collect(slots, self._tensors["slot_of_row"], self._tensors["row_of_slot"])
+        return _collect(sequences, self._tensors["slot_of_row"], self._tensors["row_of_slot"])
 
     def sequences(self, rows: tf.Tensor) -> tf.Tensor:
         """[T, D] -> [B, L, D], zeros behind the last token of a sequence."""
-        row_of_slot = self._tensors["row_of_slot"]
-        slots = _spread(rows, row_of_slot, self._tensors["slot_of_row"])
-        return tf.reshape(slots, tf.concat([tf.shape(row_of_slot), [rows.shape[-1]]], axis=0))
+        return _spread(rows, self._tensors["row_of_slot"], self._tensors["slot_of_row"])
 
     def attention_bias(self, dtype: tf.DType) -> tf.Tensor:
         """[B, 1, 1, L], to be added to the scores: 0 for a token, very low for an empty slot."""
@@ -82,14 +79,11 @@ class PackedLayout:
 
     def remove_padding(self, sequences: tf.Tensor) -> tf.Tensor:
         """[B, S, D] -> [T, D]."""
-        positions = tf.reshape(sequences, [-1, sequences.shape[-1]])
-        return _collect(positions, self._tensors["position_of_row"], self._tensors["row_of_position"])
+        return _collect(sequences, self._tensors["position_of_row"], self._tensors["row_of_position"])
 
     def restore_padding(self, rows: tf.Tensor) -> tf.Tensor:
         """[T, D] -> [B, S, D], zeros where there is padding."""
-        row_of_position = self._tensors["row_of_position"]
-        positions = _spread(rows, row_of_position, self._tensors["position_of_row"])
-        return tf.reshape(positions, tf.concat([tf.shape(row_of_position), [rows.shape[-1]]], axis=0))
+        return _spread(rows, self._tensors["row_of_position"], self._tensors["position_of_row"])
 
 
 def packed_layout(padding_mask: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -144,24 +138,24 @@ def _bias(real: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 # The two directions are each other's gradient, which makes it one more gather: TensorFlow's own is a scatter.
 
 
-def _collect(places: tf.Tensor, place_of_row: tf.Tensor, row_of_place: tf.Tensor) -> tf.Tensor:
-    """The rows [T, D] that lie at some of the places [P, D]."""
+def _collect(sequences: tf.Tensor, place_of_row: tf.Tensor, row_of_place: tf.Tensor) -> tf.Tensor:
+    """[B, P, D] -> [T, D]: what lies at the places of the rows."""
 
     @tf.custom_gradient
     def collect(places):
         return tf.gather(places, place_of_row), lambda upstream: _gather_or_zeros(upstream, row_of_place)
 
-    return collect(places)
+    return collect(tf.reshape(sequences, [-1, sequences.shape[-1]]))
 
 
 def _spread(rows: tf.Tensor, row_of_place: tf.Tensor, place_of_row: tf.Tensor) -> tf.Tensor:
-    """The rows [T, D] at their places [P, D], zeros at the others."""
+    """[T, D] -> [B, P, D]: the rows at their places, zeros at the others."""
 
     @tf.custom_gradient
     def spread(rows):
         return _gather_or_zeros(rows, row_of_place), lambda upstream: tf.gather(upstream, place_of_row)
 
-    return spread(rows)
+    return tf.reshape(spread(rows), tf.concat([tf.shape(row_of_place), [rows.shape[-1]]], axis=0))
 
 
 def _gather_or_zeros(rows: tf.Tensor, index: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,6 @@ is a few percent.
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +43,7 @@ class TextBatches:
         for name, target in zip(("labels", "sample weights"), targets, strict=False):
             if len(target) != count:
                 raise ValueError(f"There must be one entry a text. Received: {len(target)} {name} for {count} texts.")
-        chunks = [self._features(slice(start, start + _CHUNK)) for start in range(0, count, _CHUNK)]
+        chunks = [self._features(tf.range(i, min(i + _CHUNK, count))) for i in range(0, count, _CHUNK)]
         self._lengths = np.concatenate([tf.reduce_sum(chunk["padding_mask"], axis=-1) for chunk in chunks])
 
     def __len__(self) -> int:
@@ -67,9 +66,8 @@ class TextBatches:
         part._lengths = self._lengths[rows]
         return part
 
-    def _features(self, rows: slice | tf.Tensor) -> dict[str, tf.Tensor]:
-        take = operator.itemgetter(rows) if isinstance(rows, slice) else lambda column: tf.gather(column, rows)
-        texts = tuple(take(column) for column in self._columns)
+    def _features(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        texts = tuple(tf.gather(column, rows) for column in self._columns)
         return self._preprocessor(texts if len(texts) > 1 else texts[0])
 
     def shuffled(self, batch_size: int) -> tf.data.Dataset:
