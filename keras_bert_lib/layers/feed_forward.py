@@ -49,9 +49,10 @@ class FeedForward(keras.layers.Layer):
         )
 
     def call(self, inputs):
+        if inputs.shape.rank == 2:
+            return self.projection(self.intermediate(inputs))
         rows = tf.reshape(inputs, [-1, inputs.shape[-1]])  # 2-D products: see SelfAttention.attend
-        rows = self.projection(self.intermediate(rows))
-        return rows if inputs.shape.rank == 2 else tf.reshape(rows, tf.shape(inputs))
+        return tf.reshape(self.projection(self.intermediate(rows)), tf.shape(inputs))
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape

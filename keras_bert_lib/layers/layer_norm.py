@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import keras
 import tensorflow as tf
+from tensorflow.python.util import _pywrap_util_port  # The only place that tells whether oneDNN is on.
+
+ONEDNN = _pywrap_util_port.IsMklEnabled()
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -33,15 +36,62 @@ class LayerNorm(keras.layers.Layer):
         self.gamma = self.add_weight(name="gamma", shape=width, initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=width, initializer="zeros", autocast=False)
 
-    def call(self, inputs):
-        x = tf.cast(inputs, tf.float32)
-        x -= tf.reduce_mean(x, axis=-1, keepdims=True)
-        variance = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
-        scale = tf.math.rsqrt(variance + self.epsilon) * tf.cast(self.gamma, tf.float32)
-        return tf.cast(x * scale + tf.cast(self.beta, tf.float32), self.compute_dtype)
+    def call(self, inputs, training=False):
+        in_graph = not tf.executing_eagerly()  # The graph pass that fuses runs on graphs alone.
+        if ONEDNN and in_graph and not training:
+            return _one_kernel(inputs, self.gamma, self.beta, self.epsilon, self.compute_dtype)
+        gamma, beta = (tf.cast(weight, tf.float32) for weight in (self.gamma, self.beta))
+        normalized = _layer_norm(tf.cast(inputs, tf.float32), gamma, beta, self.epsilon)
+        return tf.cast(normalized, self.compute_dtype)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
 
     def get_config(self):
         return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def _layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """The norm in float32, with its gradient by hand: TensorFlow's own takes half as long again."""
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        scale = tf.math.rsqrt(variance + epsilon)
+        normal = centred * scale
+
+        def gradient(upstream):
+            rows = list(range(upstream.shape.rank - 1))
+            product = upstream * normal
+            # Means over the row of upstream * gamma, and of that times `normal`.
+            weights = gamma[:, tf.newaxis] / gamma.shape[0]
+            mean, slope = tf.matmul(upstream, weights), tf.matmul(product, weights)
+            dx = (upstream * gamma - mean - normal * slope) * scale
+            return dx, tf.reduce_sum(product, rows), tf.reduce_sum(upstream, rows)
+
+        return normal * gamma + beta, gradient
+
+    return normalize(x, gamma, beta)
+
+
+def _one_kernel(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, dtype: str) -> tf.Tensor:
+    """The norm in the one form that TensorFlow's graph pass replaces by oneDNN's layer norm, float32 inside.
+
+    The pass knows the form that Keras 2 had: a batch norm whose channels are the rows. Left as it is, that form is
+    slower than the plain one, and so is its gradient: it is for inference, where oneDNN is on.
+    """
+    # A placeholder, so that the two fills below are not folded to constants, which the pass does not match.
+    rows = tf.raw_ops.PlaceholderWithDefault(input=tf.reduce_prod(tf.shape(x)[:-1]), shape=[])
+    statistics = tf.constant([], tf.float32)  # One and the same constant for both: that, too, is part of the form.
+    normal, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(tf.cast(x, dtype), [1, rows, x.shape[-1], 1]),
+        scale=tf.fill([rows], 1.0),
+        offset=tf.fill([rows], 0.0),
+        mean=statistics,
+        variance=statistics,
+        epsilon=epsilon,
+        data_format="NCHW",
+        is_training=True,
+    )
+    return tf.reshape(normal, tf.shape(x)) * tf.cast(gamma, dtype) + tf.cast(beta, dtype)
