@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers import LayerNorm
+from keras_bert_lib.layers import LayerNorm, layer_norm
 
 from . import numpy_reference as reference
 
@@ -55,23 +55,71 @@ def test_half_precision_rounds_once(policy, digits):
     np.testing.assert_allclose(output, exact, rtol=2.0**-digits, atol=2e-6)
 
 
-def test_gradients_equal_finite_differences():
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(3, 6), (2, 2, 6)])
+def test_gradients_equal_finite_differences(shape, training):
     rng = np.random.default_rng(0)
-    norm = LayerNorm(dtype="float32")
+    norm = LayerNorm(dtype="float32", name="norm")
     norm.build((None, 6))
     reference.randomized(norm)
-    x, weights = rng.normal(size=(3, 6)), rng.normal(size=(3, 6))
-    inputs = tf.constant(x, tf.float32)
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        loss = tf.reduce_sum(norm(inputs) * weights.astype("float32"))
-    gradient = tape.gradient(loss, inputs).numpy()
+    x, weights = rng.normal(size=shape), rng.normal(size=shape)
+
+    @tf.function
+    def gradients(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            loss = tf.reduce_sum(norm(inputs, training=training) * weights.astype("float32"))
+        return tape.gradient(loss, [inputs, norm.gamma.value, norm.beta.value])
+
     values = reference.weights_of(norm)
-    for place in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[place] = 1e-5
-        slope = np.sum(weights * (reference.layer_norm(x + step, values) - reference.layer_norm(x - step, values)))
-        np.testing.assert_allclose(gradient[place], slope / 2e-5, atol=2e-4)
+    arguments = {"x": x, "gamma": values["gamma"], "beta": values["beta"]}
+    for (name, value), gradient in zip(arguments.items(), gradients(tf.constant(x, tf.float32)), strict=True):
+        for place in np.ndindex(value.shape):
+            up, down = ({**arguments, name: value.copy()} for _ in range(2))
+            up[name][place] += 1e-5
+            down[name][place] -= 1e-5
+            rise = reference.layer_norm(up.pop("x"), up) - reference.layer_norm(down.pop("x"), down)
+            np.testing.assert_allclose(gradient.numpy()[place], np.sum(weights * rise) / 2e-5, atol=2e-4)
+
+
+def test_has_second_derivatives():
+    norm = _norm()
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, WIDTH)), tf.float32)
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = tf.reduce_sum(norm(x) ** 3)
+        slope = tf.reduce_sum(inner.gradient(y, x) ** 2)
+    along = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+    found = tf.reduce_sum(outer.gradient(slope, x) * along)
+
+    def slope_at(z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            y = tf.reduce_sum(norm(z) ** 3)
+        return tf.reduce_sum(tape.gradient(y, z) ** 2)
+
+    step = 1e-2
+    np.testing.assert_allclose(found, (slope_at(x + step * along) - slope_at(x - step * along)) / (2 * step), rtol=1e-2)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_one_kernel_equals_the_plain_form(monkeypatch, dtype, rows):
+    """In a graph for inference; also where the graph pass does not know the form, as in the float16 case."""
+    norm = _norm(dtype=dtype)
+    x = tf.cast(np.random.default_rng(0).normal(1, 3, size=(rows, WIDTH)), norm.compute_dtype)
+    results = []
+    for onednn in (True, False):
+        monkeypatch.setattr(layer_norm, "ONEDNN", onednn)
+        function = tf.function(lambda x: norm(x, training=False)).get_concrete_function(
+            tf.TensorSpec([None, WIDTH], x.dtype)
+        )
+        assert onednn == any(op.type == "FusedBatchNormV3" for op in function.graph.get_operations())
+        results.append(tf.cast(function(x), tf.float32).numpy())
+    tolerance = {"float32": 2e-6, "mixed_bfloat16": 2.0**-6, "mixed_float16": 2.0**-9}[dtype]
+    np.testing.assert_allclose(*results, rtol=tolerance, atol=tolerance)
 
 
 def test_starts_as_the_plain_norm():
