@@ -105,3 +105,12 @@ def test_a_dataset_of_pairs_keeps_both_texts(preprocessor):
 def test_a_dataset_that_is_not_batched_is_refused(preprocessor):
     with pytest.raises(ValueError, match="must be batched"):
         tokenized(tf.data.Dataset.from_tensor_slices((["good"], [1])), preprocessor, targets=True)
+
+
+def test_batches_are_not_tuned_by_tf_data(preprocessor):
+    """Its thread would hold up the end of every epoch; see `_tokenize_ahead`."""
+    batches = TextBatches(TEXTS, preprocessor, (NUMBERS,))
+    strings = tf.data.Dataset.from_tensors(tf.constant(["a"]))
+    for dataset in (batches.shuffled(2), batches.sorted(2)[0], batches.in_order(2)):
+        assert dataset.options().autotune.enabled is False
+    assert tokenized(strings, preprocessor, targets=False).options().autotune.enabled is False
