@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import tensorflow as tf
 
 TRUNCATIONS = ("longest_first", "only_second")
@@ -17,6 +19,7 @@ def pack_segments(
     sequence_length: int | None = None,
     max_sequence_length: int | None = None,
     truncation: str = "longest_first",
+    beside: Mapping[str, Sequence[tf.RaggedTensor]] | None = None,
 ) -> dict[str, tf.Tensor]:
     """Put special tokens around segments, cut what is too long, pad what is too short.
 
@@ -31,9 +34,11 @@ def pack_segments(
         truncation: How a pair that is too long is cut, always at the end of a segment. "longest_first" takes from the
             longer segment until both are equal, then from both. "only_second" takes from the second; where the first
             leaves it no room at all, the first is cut as well.
+        beside: What else is known of the tokens, such as offsets: by its name, int32 ragged [B, (tokens)] for each
+            segment.
     Returns:
-        A dict of int32 [B, S]: `token_ids`, `segment_ids` (1 on the second segment and its separator) and
-        `padding_mask` (1 = real token).
+        A dict of int32 [B, S]: `token_ids`, `segment_ids` (1 on the second segment and its separator),
+        `padding_mask` (1 = real token), and what is `beside` them, with -1 at special tokens and padding.
     Raises:
         ValueError: if `sequence_length` has no room for the special tokens, or `truncation` is unknown.
     Example:
@@ -55,7 +60,9 @@ def pack_segments(
         width = longest + 1 + len(segments)
 
     # Everything a row can hold lies in one pool; what follows computes where in the pool each position looks.
-    pool = tf.concat([[cls_id, sep_id, pad_id], *(segment.values for segment in segments)], axis=0)
+    def pool(special, segments):
+        return tf.concat([special, *(segment.values for segment in segments)], axis=0)
+
     position = tf.range(width)[None]  # [1, S]
     index = tf.where(position == 0, 0, 2)
     begin, pool_begin = 1, 3
@@ -69,11 +76,14 @@ def pack_segments(
         begin, pool_begin = end + 1, pool_begin + tf.size(segment.values)
     padding_mask = position < begin
     segment_ids = padding_mask & (position >= segment_begins[1]) if second is not None else tf.zeros_like(padding_mask)
-    return {
-        "token_ids": tf.gather(pool, index),
+    packed = {
+        "token_ids": tf.gather(pool([cls_id, sep_id, pad_id], segments), index),
         "segment_ids": tf.cast(segment_ids, tf.int32),
         "padding_mask": tf.cast(padding_mask, tf.int32),
     }
+    for name, values in (beside or {}).items():
+        packed[name] = tf.gather(pool([-1, -1, -1], values), index)
+    return packed
 
 
 def check_truncation(sequence_length: int | None, truncation: str, num_segments: int) -> None:

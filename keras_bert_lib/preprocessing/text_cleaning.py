@@ -18,19 +18,20 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_bert_lib.preprocessing.code_point_table import CodePointTable
+
 TABLES = pathlib.Path(__file__).with_name("bert_cleaning_tokenizers_0.23.3.npz")
 
 # What becomes of a code point. The order matters: the kinds below SPACE are the ones that are kept.
 LETTER, ISOLATED, SPACE, DROPPED = range(4)
 # A table entry is int32: kind | flags | value << 4, where the value is the difference between the output and the code
-# point itself (most pages of the table are then equal and stored once), or the row of `expansions` if EXPANDS is set.
+# point itself (most pages of the table are then equal), or the row of `expansions` if EXPANDS is set.
 EXPANDS, REORDERS = 4, 8
 STRIPPED = DROPPED | 1 << 4  # a mark taken off as an accent, unlike a character deleted by `clean_text`
 
 # Numbers past the last code point stand for the special tokens found in a text, in the order in which they were given;
 # the last number of the table's last page covers the rest of such a token.
 SPECIAL_TOKENS_START, SPECIAL_TOKEN_REST, TABLE_END = 0x110000, 0x11007F, 0x110080
-PAGE_BITS = 7
 
 
 class CleanedText(NamedTuple):
@@ -90,14 +91,14 @@ class TextCleaner:
         code_points, source_splits = decoded.values, decoded.row_splits  # [N], [B + 1]
         for index, token in enumerate(self._special_tokens):
             code_points = _replace_token(code_points, source_splits, token, SPECIAL_TOKENS_START + index)
-        entries = table.look_up(code_points)
+        entries = table.entries.look_up(code_points)
 
         def in_order():
             return code_points, entries, tf.range(tf.size(code_points, tf.int64)), source_splits
 
         def reordered():
             points, source, splits = table.reorder_marks(code_points, entries, source_splits)
-            return points, table.look_up(points), source, splits
+            return points, table.entries.look_up(points), source, splits
 
         if table.has_reordering:
             code_points, entries, source, splits = tf.cond(_any_flag(entries, REORDERS), reordered, in_order)
@@ -164,21 +165,14 @@ class CleaningTable(NamedTuple):
     """The rules of one choice of options, for numbers in [0, TABLE_END).
 
     Attributes:
-        page_starts: int32 [TABLE_END / 128], where the page of each block of 128 code points begins in `pages`.
-        pages: int32, the distinct pages, 128 entries each.
+        entries: Kind, flags and value of each number.
         expansions: int32 [n, 3], the outputs of code points that have several, -1 behind the last.
         has_reordering: Whether the accents come off after canonical reordering, and some marks that can move stay.
     """
 
-    page_starts: np.ndarray
-    pages: np.ndarray
+    entries: CodePointTable
     expansions: np.ndarray
     has_reordering: bool
-
-    def look_up(self, code_points: tf.Tensor) -> tf.Tensor:
-        """The entries of some code points: int32 [N]."""
-        start = tf.gather(tf.constant(self.page_starts), tf.bitwise.right_shift(code_points, PAGE_BITS))
-        return tf.gather(tf.constant(self.pages), start + tf.bitwise.bitwise_and(code_points, (1 << PAGE_BITS) - 1))
 
     @staticmethod
     def reorder_marks(
@@ -283,12 +277,8 @@ def cleaning_table(lowercase: bool, strip_accents: bool, handle_chinese_chars: b
     entries[SPECIAL_TOKENS_START:] = ISOLATED
     entries[SPECIAL_TOKEN_REST] = DROPPED
 
-    starts: dict[bytes, int] = {}  # of each distinct page, in the order of first use
-    pages = entries.astype("int32").reshape(-1, 1 << PAGE_BITS)
-    page_starts = [starts.setdefault(page.tobytes(), len(starts) << PAGE_BITS) for page in pages]
     return CleaningTable(
-        page_starts=np.array(page_starts, "int32"),
-        pages=np.frombuffer(b"".join(starts), "int32"),
+        entries=CodePointTable.of(entries),
         expansions=np.array(expansions, "int32").reshape(-1, 3),
         has_reordering=strip_accents,
     )

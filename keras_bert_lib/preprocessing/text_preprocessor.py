@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from keras_bert_lib.preprocessing.packing import check_truncation, pack_segments
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
-from keras_bert_lib.preprocessing.wordpiece import TEXTS, WordPieceTokenizer
+from keras_bert_lib.preprocessing.wordpiece import TEXTS, Tokens, WordPieceTokenizer
+
+OFFSETS = Tokens._fields[1:]
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -25,12 +27,15 @@ class TextPreprocessor(keras.layers.Layer):
             text is cut at its end.
         max_sequence_length: What texts are cut to where `sequence_length` is `None`: the most that the encoder takes.
             `None` cuts nothing.
+        return_offsets: Whether to say, too, where in the texts each token comes from.
     Call arguments:
         texts: string [B], or for pairs a tuple (first, second) of two such; lists, NumPy arrays and `tf.Tensor`s. A
             list is always a batch, a tuple always a pair. A single string, or a pair of two, gives rank 1.
     Returns:
         A dict of int32 [B, S], or [S] for a single string: `token_ids`, `segment_ids` (1 on the second text) and
-        `padding_mask` (1 = real token). An empty string gives `[CLS] [SEP]`.
+        `padding_mask` (1 = real token). An empty string gives `[CLS] [SEP]`. With `return_offsets` also `starts`,
+        `ends` and `word_ids`, as in `Tokens`, counted from the beginning of the text that the token belongs to, and -1
+        at special tokens and padding.
     Raises:
         ValueError: if texts are not strings, are nested, or are an empty list; if the texts of a pair differ in number;
             if `sequence_length` has no room for the special tokens.
@@ -41,6 +46,8 @@ class TextPreprocessor(keras.layers.Layer):
     [[2, 5, 6, 7, 3, 0], [2, 3, 0, 0, 0, 0]]
     >>> preprocessor((["Film"], ["Good"]))["segment_ids"].numpy().tolist()
     [[0, 0, 0, 1, 1, 0]]
+    >>> TextPreprocessor(tokenizer, return_offsets=True)(["Good film!"])["starts"].numpy().tolist()
+    [[-1, 0, 5, 9, -1]]
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class TextPreprocessor(keras.layers.Layer):
         sequence_length: int | None = None,
         truncation: str = "longest_first",
         max_sequence_length: int | None = None,
+        return_offsets: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -61,6 +69,7 @@ class TextPreprocessor(keras.layers.Layer):
         self.sequence_length = sequence_length
         self.truncation = truncation
         self.max_sequence_length = max_sequence_length
+        self.return_offsets = return_offsets
         self.supports_jit = False  # strings and ragged tensors do not exist in XLA
         self.built = True
 
@@ -93,7 +102,7 @@ class TextPreprocessor(keras.layers.Layer):
     def compute_output_spec(self, texts):
         first = texts[0] if isinstance(texts, tuple) else texts
         shape = (*first.shape, self.sequence_length)
-        names = ("token_ids", "segment_ids", "padding_mask")
+        names = ("token_ids", "segment_ids", "padding_mask", *(OFFSETS if self.return_offsets else ()))
         return {name: keras.KerasTensor(shape, dtype="int32") for name in names}
 
     def get_config(self) -> dict[str, Any]:
@@ -103,6 +112,7 @@ class TextPreprocessor(keras.layers.Layer):
             "sequence_length": self.sequence_length,
             "truncation": self.truncation,
             "max_sequence_length": self.max_sequence_length,
+            "return_offsets": self.return_offsets,
         }
 
     @classmethod
@@ -112,10 +122,19 @@ class TextPreprocessor(keras.layers.Layer):
 
     def _pack(self, *segments: tf.Tensor) -> dict[str, tf.Tensor]:
         # Both texts of a pair go through the tokenizer at once: half the graph.
-        token_ids = self.tokenizer(tf.reshape(tf.stack(segments), [-1]))
+        texts = tf.reshape(tf.stack(segments), [-1])
+        if self.return_offsets:
+            tokens = self.tokenizer.tokenize_with_offsets(texts)._asdict()
+        else:
+            tokens = {"token_ids": self.tokenizer(texts)}
         count = tf.size(segments[0])
+        if len(segments) == 2:
+            tokens = {name: [values[:count], values[count:]] for name, values in tokens.items()}
+        else:
+            tokens = {name: [values] for name, values in tokens.items()}
         return pack_segments(
-            *([token_ids] if len(segments) == 1 else [token_ids[:count], token_ids[count:]]),
+            *tokens.pop("token_ids"),
+            beside=tokens,
             cls_id=self.tokenizer.token_to_id(self.tokenizer.cls_token),
             sep_id=self.tokenizer.token_to_id(self.tokenizer.sep_token),
             pad_id=self.tokenizer.token_to_id(self.tokenizer.pad_token),

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bert_lib.preprocessing.fast_wordpiece import FastWordPiece, plain_pattern
+from keras_bert_lib.preprocessing.piece_trie import PieceTrie
 from keras_bert_lib.preprocessing.text_cleaning import SPECIAL_TOKENS_START, CleanedText, TextCleaner
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
 CONTINUATION = "##"
+BACKENDS = ("tensorflow_text", "tensorflow")
+UNITS = ("code_points", "bytes")
 TEXTS = tf.TensorSpec([None], tf.string)
 
 
@@ -26,8 +31,8 @@ class Tokens(NamedTuple):
 
     Attributes:
         token_ids: The ids.
-        starts: The first code point of the original text that a token covers.
-        ends: One past the last code point, so that `text[start:end]` is the span.
+        starts: The first code point (or byte) of the original text that a token covers.
+        ends: One past the last one, so that `text[start:end]` is the span.
         word_ids: The number, within its text, of the word a token is a piece of.
     """
 
@@ -64,6 +69,9 @@ class WordPieceTokenizer(keras.layers.Layer):
         cls_token: The piece in front of the first segment.
         sep_token: The piece behind each segment.
         mask_token: The piece that hides a token in masked language modelling.
+        backend: What finds the pieces: "tensorflow_text", the fastest, or "tensorflow", a loop of TensorFlow's own
+            operations, for platforms without that package and servers without its kernels. The ids are the same. `None`
+            takes the former where it is installed.
     Call arguments:
         texts: string [B] or []; a list, a NumPy array or a single Python string too.
     Returns:
@@ -95,9 +103,12 @@ class WordPieceTokenizer(keras.layers.Layer):
         cls_token: str | None = "[CLS]",
         sep_token: str | None = "[SEP]",
         mask_token: str | None = "[MASK]",
+        backend: Literal["tensorflow_text", "tensorflow"] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if backend not in (None, *BACKENDS):
+            raise ValueError(f"`backend` must be None or one of {BACKENDS}. Received: {backend!r}.")
         self.vocabulary = Vocabulary(vocabulary)
         self.lowercase = lowercase
         self.strip_accents = strip_accents
@@ -110,6 +121,7 @@ class WordPieceTokenizer(keras.layers.Layer):
         self.cls_token = cls_token
         self.sep_token = sep_token
         self.mask_token = mask_token
+        self.backend = backend
         missing = [token for token in self.special_tokens if token not in self.vocabulary]
         if missing:
             raise ValueError(
@@ -160,14 +172,16 @@ class WordPieceTokenizer(keras.layers.Layer):
     def compute_output_spec(self, texts):
         return keras.KerasTensor((*texts.shape, None), dtype="int32", ragged=bool(texts.shape))
 
-    def tokenize_with_offsets(self, texts: Any) -> Tokens:
+    def tokenize_with_offsets(self, texts: Any, unit: Literal["code_points", "bytes"] = "code_points") -> Tokens:
         """Tokenize, and say which characters of the original text each token covers.
 
         Args:
             texts: string [B]; a list, a NumPy array or a single Python string too.
+            unit: What starts and ends count: Unicode code points, as Python's `str` does, or the bytes of UTF-8.
         Returns:
             `Tokens`: ids, starts, ends and word ids, each int32 ragged [B, (tokens)], or [tokens] for a single string.
-            Starts and ends count Unicode code points, as Python's `str` does.
+        Raises:
+            ValueError: if `unit` is unknown; if texts are not strings.
         Example:
         >>> tokenizer = WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##cut"])
         >>> text = "  U\u0308ncut"
@@ -175,10 +189,13 @@ class WordPieceTokenizer(keras.layers.Layer):
         >>> [text[start:end] for start, end in zip(tokens.starts, tokens.ends)]
         ['U\u0308n', 'cut']
         """
+        if unit not in UNITS:
+            raise ValueError(f"`unit` must be one of {UNITS}. Received: {unit!r}.")
         texts = as_string_tensor(texts)
         if texts.shape.rank == 0:
-            return Tokens(*(ragged.values for ragged in self.tokenize_with_offsets(texts[None])))
-        return (self._compiled_offsets if tf.executing_eagerly() else self._offsets)(texts)
+            return Tokens(*(ragged.values for ragged in self.tokenize_with_offsets(texts[None], unit)))
+        tokens = (self._compiled_offsets if tf.executing_eagerly() else self._offsets)(texts)
+        return tokens if unit == "code_points" else _in_bytes(texts, tokens)
 
     def detokenize(self, token_ids: Any, skip_special_tokens: bool = True) -> str | list:
         """Put tokens together again: the reference's `decode`, which leaves no space before `. ? ! ,` and `'s`.
@@ -214,6 +231,7 @@ class WordPieceTokenizer(keras.layers.Layer):
             "cls_token": self.cls_token,
             "sep_token": self.sep_token,
             "mask_token": self.mask_token,
+            "backend": self.backend,
         }
 
     def save_assets(self, directory: str) -> None:
@@ -221,10 +239,68 @@ class WordPieceTokenizer(keras.layers.Layer):
         self.vocabulary.save(pathlib.Path(directory) / "vocab.txt")
 
     def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        cleaned = self._cleaner(texts)
-        return _by_text(self._cut(cleaned), cleaned)
+        def plain_way(texts):
+            return (self._plain_tokens(texts)[0],)
+
+        def any_way(texts):
+            cleaned = self._cleaner(texts)
+            return (_by_text(self._cut(cleaned), cleaned),)
+
+        return self._each_its_way(texts, plain_way, any_way, num_columns=1)[0]
 
     def _offsets(self, texts: tf.Tensor) -> Tokens:
+        return Tokens(
+            *self._each_its_way(texts, self._plain_offsets, self._any_offsets, num_columns=len(Tokens._fields))
+        )
+
+    def _each_its_way(
+        self, texts: tf.Tensor, plain_way: Callable, any_way: Callable, num_columns: int
+    ) -> Sequence[tf.RaggedTensor]:
+        """Send plain texts to the kernel that takes them whole, all others through the table, and gather the results.
+
+        Args:
+            texts: string [B].
+            plain_way: string [b] to several int32 ragged [b, (tokens)] of the same row lengths.
+            any_way: The same, for any text.
+            num_columns: How many ragged tensors they make.
+        """
+        if self._fast is None or not self._fast.takes_texts:
+            return any_way(texts)
+        is_plain = tf.strings.regex_full_match(texts, self._plain_pattern)
+        plain, other = tf.where(is_plain)[:, 0], tf.where(~is_plain)[:, 0]
+        parts = [
+            _run_unless_empty(plain_way, tf.gather(texts, plain), num_columns),
+            _run_unless_empty(any_way, tf.gather(texts, other), num_columns),
+        ]
+        lengths, *columns = (tf.concat(tensors, axis=0) for tensors in zip(*parts, strict=True))
+
+        def in_order():
+            row = tf.scatter_nd(tf.concat([plain, other], axis=0)[:, None], tf.range(tf.size(texts)), [tf.size(texts)])
+            places = tf.RaggedTensor.from_row_lengths(tf.range(tf.size(columns[0])), lengths, validate=False)
+            places = tf.gather(places, row)
+            return places.row_lengths(), *(tf.gather(column, places.values) for column in columns)
+
+        lengths, *columns = tf.cond((tf.size(plain) > 0) & (tf.size(other) > 0), in_order, lambda: (lengths, *columns))
+        tokens = tf.RaggedTensor.from_row_lengths(columns[0], lengths, validate=False)
+        return [tokens.with_values(column) for column in columns]
+
+    def _plain_tokens(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
+        return self._fast.tokenize_plain(tf.strings.lower(texts) if self.lowercase else texts)
+
+    def _plain_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
+        token_ids, starts, ends = self._plain_tokens(texts)
+        # Whatever does not continue a word begins one, `unk_token` included.
+        begun = tf.cumsum(tf.gather(self._begins_word, token_ids.values))
+        before = tf.gather(tf.pad(begun, [[1, 0]]), token_ids.row_starts())
+        word_ids = begun - 1 - tf.gather(before, token_ids.value_rowids())
+        return (
+            token_ids,
+            token_ids.with_values(tf.cast(starts.values, tf.int32)),
+            token_ids.with_values(tf.cast(ends.values, tf.int32)),
+            token_ids.with_values(word_ids),
+        )
+
+    def _any_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
         cleaned = self._cleaner(texts)
         pieces = self._cut(cleaned)  # [W, (pieces)]
         token_ids = _by_text(pieces, cleaned)
@@ -247,7 +323,7 @@ class WordPieceTokenizer(keras.layers.Layer):
         def ragged(values):
             return token_ids.with_values(tf.cast(values, tf.int32))
 
-        return Tokens(
+        return (
             token_ids,
             ragged(starts - text_starts),
             ragged(ends - text_starts),
@@ -256,10 +332,7 @@ class WordPieceTokenizer(keras.layers.Layer):
 
     def _cut(self, cleaned: CleanedText) -> tf.RaggedTensor:
         """The pieces of each word: int32 ragged [W, (pieces)]."""
-        code_points, splits = cleaned.code_points, cleaned.word_splits
-        words = tf.strings.unicode_encode(_rows(code_points, splits), "UTF-8", errors="replace")
-        too_long = splits[1:] - splits[:-1] > self.max_input_chars_per_word
-        pieces = self._fast_wordpiece.tokenize(tf.where(too_long, self._unknown_word, words))
+        pieces = (self._fast or self._trie).cut(cleaned.code_points, cleaned.word_splits)
         if not self.special_tokens_in_text:
             return pieces
         # A special token stands in the words as one code point that is no character, and became one (unknown) piece.
@@ -282,23 +355,26 @@ class WordPieceTokenizer(keras.layers.Layer):
         return tf.function(self._offsets, input_signature=[TEXTS], autograph=False)
 
     @functools.cached_property
-    def _fast_wordpiece(self):
-        import tensorflow_text  # a second of import time that building and restoring a model does not need
-
-        with tf.init_scope():  # the table is made once, not inside whatever graph happens to call first
-            return tensorflow_text.FastWordpieceTokenizer(
-                vocab=list(self.vocabulary.pieces),
-                suffix_indicator=CONTINUATION,
-                max_bytes_per_word=4 * self.max_input_chars_per_word,
-                token_out_type=tf.int32,
-                unknown_token=self.unk_token,
-                no_pretokenization=True,
-            )
+    def _fast(self) -> FastWordPiece | None:
+        backend = self.backend or BACKENDS[importlib.util.find_spec("tensorflow_text") is None]
+        return FastWordPiece(*self._cutting) if backend == "tensorflow_text" else None
 
     @functools.cached_property
-    def _unknown_word(self) -> str:
-        """A word of one character that the vocabulary does not have."""
-        return next(chr(c) for c in range(0xFFFF, 0, -1) if chr(c) not in self.vocabulary)
+    def _trie(self) -> PieceTrie:
+        return PieceTrie.of(*self._cutting)
+
+    @property
+    def _cutting(self) -> tuple:
+        return self.vocabulary.pieces, CONTINUATION, self.unk_token, self.max_input_chars_per_word
+
+    @functools.cached_property
+    def _plain_pattern(self) -> str:
+        return plain_pattern(self.special_tokens if self.special_tokens_in_text else ())
+
+    @functools.cached_property
+    def _begins_word(self) -> np.ndarray:
+        """1 for each piece that stands at the beginning of a word, 0 for what continues one: int32 [V]."""
+        return np.array([not piece.startswith(CONTINUATION) for piece in self.vocabulary.pieces], "int32")
 
     @functools.cached_property
     def _piece_lengths(self) -> np.ndarray:
@@ -308,6 +384,32 @@ class WordPieceTokenizer(keras.layers.Layer):
 
 def _rows(values: tf.Tensor, splits: tf.Tensor) -> tf.RaggedTensor:
     return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+
+
+def _run_unless_empty(way: Callable, texts: tf.Tensor, num_columns: int) -> tuple[tf.Tensor, ...]:
+    """Row lengths int64 [b] and columns int32 [tokens] of what `way` makes of texts [b]."""
+
+    def run():
+        columns = way(texts)
+        return columns[0].row_lengths(), *(column.values for column in columns)
+
+    def nothing():
+        return tf.zeros([0], tf.int64), *[tf.zeros([0], tf.int32)] * num_columns
+
+    return tf.cond(tf.size(texts) > 0, run, nothing)
+
+
+def _in_bytes(texts: tf.Tensor, tokens: Tokens) -> Tokens:
+    """The same tokens, with starts and ends in bytes."""
+    _, byte_starts = tf.strings.unicode_decode_with_offsets(texts, "UTF-8")
+    byte_starts = tf.concat([byte_starts, tf.cast(tf.strings.length(texts), tf.int64)[:, None]], axis=1)
+    first = tf.gather(byte_starts.row_starts(), tokens.starts.value_rowids())
+
+    def in_bytes(code_points):
+        place = first + tf.cast(code_points.values, tf.int64)
+        return code_points.with_values(tf.cast(tf.gather(byte_starts.values, place), tf.int32))
+
+    return tokens._replace(starts=in_bytes(tokens.starts), ends=in_bytes(tokens.ends))
 
 
 def _by_text(pieces: tf.RaggedTensor, cleaned: CleanedText) -> tf.RaggedTensor:

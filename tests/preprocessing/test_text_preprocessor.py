@@ -174,3 +174,36 @@ def test_without_a_length_texts_are_cut_to_the_most_that_the_encoder_takes(token
     assert short["token_ids"].shape == (1, 3)
     assert long["padding_mask"].numpy().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
     assert TextPreprocessor.from_config(preprocessor.get_config()).max_sequence_length == 6
+
+
+@pytest.mark.parametrize("sequence_length", [None, 7, 12])
+def test_offsets_go_where_the_tokens_go(tokenizer, sequence_length):
+    first, second = ["the unwatchable  film", "good", ""], ["is \u4e2dbad!", "the film is good and bad", "film"]
+    packed = TextPreprocessor(tokenizer, sequence_length, return_offsets=True)((first, second))
+    packed = {name: value.numpy() for name, value in packed.items()}
+    plain = TextPreprocessor(tokenizer, sequence_length)((first, second))
+    for name, value in plain.items():
+        np.testing.assert_array_equal(packed.pop(name), value)
+    assert set(packed) == {"starts", "ends", "word_ids"}
+    offsets = tokenizer.tokenize_with_offsets(first), tokenizer.tokenize_with_offsets(second)
+    for row, place in np.ndindex(*plain["token_ids"].shape):
+        values = {name: int(value[row, place]) for name, value in packed.items()}
+        token_id, segment = int(plain["token_ids"][row, place]), int(plain["segment_ids"][row, place])
+        if tokenizer.id_to_token(token_id) in ("[CLS]", "[SEP]", "[PAD]"):
+            assert set(values.values()) == {-1}
+            continue
+        tokens = offsets[segment]
+        index = tokens.starts.to_list()[row].index(values["starts"])
+        assert tokens.token_ids.to_list()[row][index] == token_id
+        assert tokens.ends.to_list()[row][index] == values["ends"]
+        assert tokens.word_ids.to_list()[row][index] == values["word_ids"]
+
+
+def test_offsets_are_announced_and_saved(tokenizer):
+    preprocessor = TextPreprocessor(tokenizer, 8, return_offsets=True)
+    outputs = preprocessor(keras.Input((), dtype="string"))
+    assert {name: output.shape for name, output in outputs.items()} == dict.fromkeys(
+        ("token_ids", "segment_ids", "padding_mask", "starts", "ends", "word_ids"), (None, 8)
+    )
+    copy = TextPreprocessor.from_config(preprocessor.get_config())
+    assert copy("the film")["ends"].numpy().tolist() == [-1, 3, 8, -1, -1, -1, -1, -1]

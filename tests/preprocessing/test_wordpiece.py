@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing import WordPieceTokenizer
+from keras_bert_lib.preprocessing.wordpiece import BACKENDS
 
 # Characters on which tokenizers disagree: control and format characters, accents that stay and accents that come off,
 # letters that expand, white spaces, punctuation of later Unicode versions, Chinese, jamo, parts of special tokens.
@@ -26,6 +27,11 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def mask_finder(vocabulary):
     return WordPieceTokenizer(vocabulary, special_tokens_in_text=True)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request):
+    return request.param
 
 
 def fuzz(seed, count=800):
@@ -54,17 +60,20 @@ def assert_equals_reference(tokenizer, reference, texts):
     ],
     ids=str,
 )
-def test_hostile_text_equals_the_reference(vocabulary, make_reference, options):
+def test_hostile_text_equals_the_reference(vocabulary, make_reference, options, backend):
     # The reference takes special tokens out of the text; `special_tokens_in_text` does as much.
-    tokenizer = WordPieceTokenizer(vocabulary, special_tokens_in_text=True, **options)
+    tokenizer = WordPieceTokenizer(vocabulary, special_tokens_in_text=True, backend=backend, **options)
     assert_equals_reference(tokenizer, make_reference(vocabulary, **options), fuzz(seed=len(str(options))))
 
 
 @pytest.mark.parametrize("name", ["uncased", "cased", "multilingual-cased", "chinese"])
-def test_real_vocabularies_equal_the_reference(shared_data, make_reference, name):
+def test_real_vocabularies_equal_the_reference(shared_data, make_reference, name, backend):
     lowercase = name in ("uncased", "chinese")
     tokenizer = WordPieceTokenizer(
-        shared_data / "vocabs" / f"bert-base-{name}.vocab.txt", lowercase=lowercase, special_tokens_in_text=True
+        shared_data / "vocabs" / f"bert-base-{name}.vocab.txt",
+        lowercase=lowercase,
+        special_tokens_in_text=True,
+        backend=backend,
     )
     reference = make_reference(tokenizer.vocabulary.pieces, lowercase=lowercase)
     texts = json.loads((shared_data / "tokenizer" / "blns.json").read_text())
@@ -72,22 +81,80 @@ def test_real_vocabularies_equal_the_reference(shared_data, make_reference, name
     assert_equals_reference(tokenizer, reference, texts + fuzz(seed=0))
 
 
-def test_blank_and_bare_pieces_do_no_harm(make_reference):
+def test_blank_and_bare_pieces_do_no_harm(make_reference, backend):
     pieces = ["[PAD]", "", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "##", "#", "a", " ", "##a b"]
-    assert_equals_reference(WordPieceTokenizer(pieces), make_reference(pieces), ["a", "aa", "#", "##a", " ", "a b", ""])
+    tokenizer = WordPieceTokenizer(pieces, backend=backend)
+    assert_equals_reference(tokenizer, make_reference(pieces), ["a", "aa", "#", "##a", " ", "a b", ""])
 
 
-def test_other_special_tokens_and_limits_equal_the_reference(make_reference):
+def test_plain_texts_equal_the_reference_under_any_vocabulary(make_reference, backend):
+    """ASCII takes a way of its own. Pieces with punctuation inside must not tempt it across the borders of words."""
+    rng = random.Random(0)
+    for _ in range(12):
+        letters = rng.choice(["abc", "abcdef.", "abcdef.,#[]'-!"])
+        words = {"".join(rng.choices(letters, k=rng.choice([1, 1, 2, 2, 3, 4]))) for _ in range(rng.randint(3, 60))}
+        words = [rng.choice(["", "##"]) + word for word in sorted(words)]
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words)]
+        options = {"lowercase": rng.random() < 0.7, "clean_text": rng.random() < 0.8}
+        limit = rng.choice([100, 100, 5, 1, 2])
+        reference = make_reference(pieces, **options)
+        reference._tokenizer.model.max_input_chars_per_word = limit
+        reference._tokenizer.encode_special_tokens = True  # ours are plain text by default
+        tokenizer = WordPieceTokenizer(pieces, max_input_chars_per_word=limit, backend=backend, **options)
+        texts = [
+            "".join(rng.choices("abcdefABC.,'[]#-! \t\n\r", k=k)) for k in (0, 1, 2, 3, 5, 8, 20, 60) for _ in range(9)
+        ]
+        texts += ["".join(rng.choices("abc", k=k)) for k in (95, 99, 100, 101, 104)]
+        texts += ["".join(rng.choices(pieces, k=5)) for _ in range(20)] + ["[MASK] a [SEP]", "[UNK]"]
+        assert_equals_reference(tokenizer, reference, texts)
+        assert tokenizer(texts).to_list() == [
+            encoding.ids for encoding in reference.encode_batch(texts, add_special_tokens=False)
+        ]
+
+
+@pytest.mark.parametrize("texts", [["plain", "na\u00efve", "plain, too", "\u4e2d"], ["\u00e9"], ["e"], []], ids=ascii)
+def test_texts_of_both_kinds_keep_their_places(tokenizer, texts):
+    texts = tf.constant(texts, tf.string, shape=[len(texts)])
+    alone = [tokenizer(text).numpy().tolist() for text in texts]
+    assert tokenizer(texts).to_list() == alone
+    assert tokenizer.tokenize_with_offsets(texts).token_ids.to_list() == alone
+
+
+def test_offsets_in_bytes(tokenizer):
+    texts = ["un\u00efque \u4e2d film", "", "plain film!", b"a\xff\xfeb film", "\x00\u200bfilm \U0001f600"]
+    tokens = tokenizer.tokenize_with_offsets(texts, unit="bytes")
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+    spans = [
+        [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        for text, starts, ends in zip(encoded, tokens.starts.to_list(), tokens.ends.to_list(), strict=True)
+    ]
+    assert spans[0][-2:] == ["\u4e2d".encode(), b"film"]
+    assert spans[1:] == [
+        [],
+        [b"plain", b"film", b"!"],
+        [b"a", b"b", b"film"],
+        [b"film", "\U0001f600".encode()],
+    ]
+    with pytest.raises(ValueError, match=r"`unit` must be one of .*'words'"):
+        tokenizer.tokenize_with_offsets(texts, unit="words")
+
+
+def test_an_unknown_backend_is_refused(vocabulary):
+    with pytest.raises(ValueError, match=r"`backend` must be None or one of .*'sentencepiece'"):
+        WordPieceTokenizer(vocabulary, backend="sentencepiece")
+
+
+def test_other_special_tokens_and_limits_equal_the_reference(make_reference, backend):
     special = {"unk_token": "<unk>", "pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<m>"}
     pieces = [*special.values(), *"ab<>", "##a", "##b", "##<"]
-    tokenizer = WordPieceTokenizer(pieces, special_tokens_in_text=True, **special)
+    tokenizer = WordPieceTokenizer(pieces, special_tokens_in_text=True, backend=backend, **special)
     reference = make_reference(pieces, **special)
     texts = ["a<m>b<M>", "<s></s><unk><<m>>", "", "<m", "a\u0301b" * 50, "a" * 101, "b" * 100, "<m>" * 3]
     assert_equals_reference(tokenizer, reference, texts)
 
 
-def test_the_length_of_a_word_counts_code_points_after_cleaning(vocabulary):
-    tokenizer = WordPieceTokenizer(vocabulary, max_input_chars_per_word=6)
+def test_the_length_of_a_word_counts_code_points_after_cleaning(vocabulary, backend):
+    tokenizer = WordPieceTokenizer(vocabulary, max_input_chars_per_word=6, backend=backend)
     unknown = [vocabulary.index("[UNK]")]
     words = {"a" * 6: True, "a" * 7: False, "á" * 6: True, "한한": True, "한한한": False}
     assert [ids != unknown for ids in tokenizer(list(words)).to_list()] == list(words.values())
@@ -113,7 +180,8 @@ def test_offsets_point_into_the_original_text(tokenizer):
     assert tokens.word_ids.numpy().tolist() == [0, 1, 2, 3, 4, 4, 4, 5]
 
 
-def test_eager_tf_data_and_saved_model_agree(tokenizer, tmp_path):
+def test_eager_tf_data_and_saved_model_agree(vocabulary, backend, tmp_path):
+    tokenizer = WordPieceTokenizer(vocabulary, backend=backend)
     texts = ["", *fuzz(seed=5, count=40)]
 
     def tokenize(batch):
@@ -128,11 +196,13 @@ def test_eager_tf_data_and_saved_model_agree(tokenizer, tmp_path):
         assert [tensor.numpy().tolist() for tensor in result] == expected
 
 
-def test_the_graph_holds_nothing_a_server_lacks(tokenizer):
+def test_the_graph_holds_nothing_a_server_lacks(vocabulary, backend):
+    tokenizer = WordPieceTokenizer(vocabulary, backend=backend)
     graph = tf.function(tokenizer).get_concrete_function(tf.TensorSpec([None], tf.string)).graph.as_graph_def()
     operations = {node.op for function in graph.library.function for node in function.node_def}
     operations |= {node.op for node in graph.node}
-    assert "FastWordpieceTokenizeWithOffsets" in operations
+    assert ("FastWordpieceTokenizeWithOffsets" in operations) == (backend == "tensorflow_text")
+    assert backend == "tensorflow_text" or all(hasattr(tf.raw_ops, op) or op.startswith("__") for op in operations)
     unwanted = ("PyFunc", "Table", "TFText>", "Normalize", "RegexSplit", "Trim", "Xla")
     assert [op for op in operations if any(name in op for name in unwanted)] == []
 
@@ -155,7 +225,8 @@ def test_symbolic_and_eager_outputs_agree(tokenizer):
 
 
 @pytest.mark.parametrize("unit", ["a", "\x00", "\u0301", "a\u302e\u0301", "[MASK]", "#", "한"], ids=ascii)
-def test_very_long_strings_equal_the_reference(mask_finder, vocabulary, make_reference, unit):
+def test_very_long_strings_equal_the_reference(vocabulary, make_reference, unit, backend):
+    mask_finder = WordPieceTokenizer(vocabulary, special_tokens_in_text=True, backend=backend)
     text = unit * 100_000
     expected = make_reference(vocabulary).encode(text, add_special_tokens=False)
     tokens = mask_finder.tokenize_with_offsets([text])
@@ -192,6 +263,7 @@ def test_config_round_trip_keeps_everything(vocabulary):
         "special_tokens_in_text": True,
         "unk_token": "is",
         "mask_token": None,
+        "backend": "tensorflow",
     }
     config = WordPieceTokenizer(vocabulary, **options).get_config()
     copy = WordPieceTokenizer.from_config(json.loads(json.dumps(config)))
