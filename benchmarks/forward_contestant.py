@@ -1,19 +1,17 @@
 """One contestant of forward.py, in a process of its own: it builds one encoder and times it whenever it is told to.
 
-forward.py starts it with the interpreter of the contestant's environment, so it imports nothing but what that
-contestant needs. On standard input comes the job, one JSON object, and then one line a round; on standard output goes
-one JSON object for each.
+It runs in the contestant's environment, so it imports nothing but what that contestant needs. See contest.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
+
+from contest import serve
 
 VOCABULARY_SIZE = 30_522
 PRODUCT = (1_024, 768, 3_072)  # The first feed-forward product of BERT-Base on 8 x 128 tokens.
@@ -130,10 +128,7 @@ def _tensorflow(job: dict, model, names: dict[str, str], versions: dict) -> tupl
     return lambda: forward(inputs), product, facts
 
 
-# === Protocol ===
-CONTESTANTS = {f.__name__: f for f in (keras_bert_lib, keras_hub, model_garden, transformers)}
-
-
+# === Turns ===
 def _seconds(run: Run, times: int) -> tuple[list[float], list[float]]:
     """Wall time and processor time, summed over threads, of each run."""
     wall, processor = [], []
@@ -145,30 +140,24 @@ def _seconds(run: Run, times: int) -> tuple[list[float], list[float]]:
     return wall, processor
 
 
-def main() -> None:
-    # Whatever a framework prints must not end up among the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def _timed(contestant: Callable[[dict], tuple[Run, Run, dict]]) -> Callable:
+    """A contestant whose turn times its product, its forward pass, and its product again."""
 
-    def answer(message: dict) -> None:
-        print(json.dumps(message), file=answers, flush=True)
+    def prepare(job: dict):
+        forward, product, facts = contestant(job)
+        _seconds(product, 3)
+        _seconds(forward, 2)
 
-    job = json.loads(sys.stdin.readline())
-    try:
-        forward, product, facts = CONTESTANTS[job["contestant"]](job)
-    except ModuleNotFoundError as error:
-        return answer({"absent": f"not installed (no module named {error.name!r})"})
-    except Exception as error:
-        return answer({"absent": f"failed: {' '.join(repr(error).split())[:120]}"})
-    _seconds(product, 3)
-    _seconds(forward, 2)
-    answer(facts)
-    for _ in sys.stdin:
-        before, _ = _seconds(product, PRODUCTS_PER_ROUND)
-        wall, processor = _seconds(forward, job["calls"])
-        after, _ = _seconds(product, PRODUCTS_PER_ROUND)
-        answer({"seconds": wall, "processor_seconds": processor, "product_seconds": before + after})
+        def turn():
+            before, _ = _seconds(product, PRODUCTS_PER_ROUND)
+            wall, processor = _seconds(forward, job["calls"])
+            after, _ = _seconds(product, PRODUCTS_PER_ROUND)
+            return {"seconds": wall, "processor_seconds": processor, "product_seconds": before + after}
+
+        return facts, turn
+
+    return prepare
 
 
 if __name__ == "__main__":
-    main()
+    serve({f.__name__: _timed(f) for f in (keras_bert_lib, keras_hub, model_garden, transformers)})

@@ -11,6 +11,7 @@ PUBLIC_NAMES = {
         "load_heads",
         "load_preprocessor",
         "load_tokenizer",
+        "save_tokenizer",
     ],
     "export": ["saved_model"],
     "layers": [
@@ -51,6 +52,7 @@ PUBLIC_NAMES = {
         "WordPieceTokenizer",
         "pack_segments",
         "read_vocabulary",
+        "train_wordpiece_vocabulary",
     ],
     "tasks": ["TextClassifier", "TextTask"],
     "training": ["AdamW", "FunctionalModel", "LinearWarmupDecay", "Model", "adamw"],

@@ -6,7 +6,7 @@ Hugging Face directories and hub ids of BERT and ALBERT, in the safetensors form
 """
 
 from keras_bert_lib.checkpoints.hf_config import CheckpointConfig, load_config
-from keras_bert_lib.checkpoints.hf_tokenizer import load_preprocessor, load_tokenizer
+from keras_bert_lib.checkpoints.hf_tokenizer import load_preprocessor, load_tokenizer, save_tokenizer
 from keras_bert_lib.checkpoints.hub import fetch
 from keras_bert_lib.checkpoints.loading import load_encoder, load_heads
 
@@ -18,4 +18,5 @@ __all__ = [
     "load_heads",
     "load_preprocessor",
     "load_tokenizer",
+    "save_tokenizer",
 ]

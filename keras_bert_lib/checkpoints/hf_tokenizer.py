@@ -6,6 +6,7 @@ used, or known not to matter, or refused by name.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -28,6 +29,7 @@ _ARGUMENTS = {
     "tokenize_chinese_chars": "handle_chinese_chars",
     **{name: name for name in _SPECIALS},
 }
+_NORMALIZER = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
 
 # Keys of tokenizer_config.json -> the values under which ids are those of BERT's WordPiece. The classes are that, or
 # whatever tokenizer.json says.
@@ -177,6 +179,86 @@ def load_tokenizer(
         raise ValueError(f"{file} makes no tokenizer: {error}") from error
 
 
+def save_tokenizer(tokenizer: preprocessing.WordPieceTokenizer, directory: str | os.PathLike[str]) -> pathlib.Path:
+    """Write a tokenizer as Hugging Face does: `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`.
+
+    `tokenizers.Tokenizer.from_file` and transformers give the same ids from it, and `load_tokenizer` reads it back. As
+    everywhere in Hugging Face, special tokens spelled out in a text then become their ids.
+
+    Args:
+        tokenizer: A `WordPieceTokenizer` with a `cls_token` and a `sep_token`.
+        directory: Folder to write to; it is made if it is not there.
+    Returns:
+        The folder.
+    Raises:
+        ValueError: if a special token for packing is missing.
+    """
+    if None in (tokenizer.cls_token, tokenizer.sep_token):
+        raise ValueError(
+            "A tokenizer.json says how texts are packed and needs a cls_token and a sep_token. Received: "
+            f"cls_token={tokenizer.cls_token!r}, sep_token={tokenizer.sep_token!r}."
+        )
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.vocabulary.save(directory / "vocab.txt")
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        **{key: getattr(tokenizer, name) for key, name in _ARGUMENTS.items()},
+    }
+    for name, content in (("tokenizer.json", _tokenizer_json(tokenizer)), ("tokenizer_config.json", config)):
+        (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    return directory
+
+
+def _tokenizer_json(tokenizer: preprocessing.WordPieceTokenizer) -> dict[str, Any]:
+    """What `_read_tokenizer_json` reads."""
+    special = {token: tokenizer.token_to_id(token) for token in tokenizer.special_tokens}
+    cls, sep = tokenizer.cls_token, tokenizer.sep_token
+
+    def token(name, segment):
+        return {"SpecialToken": {"id": name, "type_id": segment}}
+
+    first = [token(cls, 0), {"Sequence": {"id": "A", "type_id": 0}}, token(sep, 0)]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": index,
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for content, index in sorted(special.items(), key=lambda item: item[1])
+        ],
+        "normalizer": {
+            "type": "BertNormalizer",
+            **{name: getattr(tokenizer, name) for name in _NORMALIZER},
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": first,
+            "pair": [*first, {"Sequence": {"id": "B", "type_id": 1}}, token(sep, 1)],
+            "special_tokens": {
+                name: {"id": name, "ids": [special[name]], "tokens": [name]} for name in dict.fromkeys((cls, sep))
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": tokenizer.unk_token,
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
+            "vocab": {piece: index for index, piece in enumerate(tokenizer.get_vocabulary())},
+        },
+    }
+
+
 def _agreed(sources: dict[pathlib.Path | str, dict[str, Any]]) -> dict[str, Any]:
     """Union of what the files say, which may repeat but not contradict each other."""
     union: dict[str, Any] = {}
@@ -258,7 +340,7 @@ def _read_tokenizer_json(path: pathlib.Path) -> dict[str, Any]:
             "vocabulary": vocabulary,
             "max_input_chars_per_word": model["max_input_chars_per_word"],
             "unk_token": model["unk_token"],
-            **{name: normalizer[name] for name in ("lowercase", "strip_accents", "handle_chinese_chars", "clean_text")},
+            **{name: normalizer[name] for name in _NORMALIZER},
             **_packing_tokens(content.get("post_processor") or {}, path),
             "added": added,
         }

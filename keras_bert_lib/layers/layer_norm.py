@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import keras
 import tensorflow as tf
-from tensorflow.python.util import _pywrap_util_port  # The only place that tells whether oneDNN is on.
 
-ONEDNN = _pywrap_util_port.IsMklEnabled()
+from keras_bert_lib.layers.onednn import onednn_is_on
+
+ONEDNN = onednn_is_on()
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")

@@ -4,6 +4,7 @@ from keras_bert_lib.preprocessing.packing import pack_segments
 from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
 from keras_bert_lib.preprocessing.text_preprocessor import TextPreprocessor
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary, read_vocabulary
+from keras_bert_lib.preprocessing.vocabulary_training import train_wordpiece_vocabulary
 from keras_bert_lib.preprocessing.wordpiece import Tokens, WordPieceTokenizer
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "WordPieceTokenizer",
     "pack_segments",
     "read_vocabulary",
+    "train_wordpiece_vocabulary",
 ]

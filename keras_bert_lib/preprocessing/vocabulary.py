@@ -15,7 +15,8 @@ class Vocabulary:
     pieces are refused: a table row that no text can reach is a damaged vocabulary far more often than a wish.
 
     Args:
-        pieces: The pieces in the order of their ids, or the path of a `vocab.txt` that holds one per line.
+        pieces: The pieces in the order of their ids, the path of a `vocab.txt` that holds one per line, or another
+            `Vocabulary`.
     Raises:
         ValueError: if there is no piece, if one is not a string, or if two are equal.
     Example:
@@ -24,9 +25,11 @@ class Vocabulary:
     (2, 'play', 3)
     """
 
-    def __init__(self, pieces: Sequence[str] | str | os.PathLike):
+    def __init__(self, pieces: Sequence[str] | str | os.PathLike | Vocabulary):
         if isinstance(pieces, (str, os.PathLike)):
             pieces = read_vocabulary(pieces)
+        if isinstance(pieces, Vocabulary):
+            pieces = pieces.pieces
         self.pieces: tuple[str, ...] = tuple(pieces)
         if not self.pieces:
             raise ValueError("A vocabulary must hold at least one piece. Received an empty list.")

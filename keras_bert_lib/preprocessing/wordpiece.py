@@ -53,8 +53,8 @@ class WordPieceTokenizer(keras.layers.Layer):
     in `tf.data` and in a SavedModel, on the CPU.
 
     Args:
-        vocabulary: The pieces in the order of their ids, or the path of a `vocab.txt`. The pieces, not the path, are
-            kept and saved.
+        vocabulary: The pieces in the order of their ids, the path of a `vocab.txt`, or a `Vocabulary`. The pieces, not
+            the path, are kept and saved.
         lowercase: Whether to lower the case: True for "uncased" checkpoints.
         strip_accents: Whether to take accents off; `None` does what `lowercase` does.
         handle_chinese_chars: Whether each Chinese character is a word of its own.
@@ -91,7 +91,7 @@ class WordPieceTokenizer(keras.layers.Layer):
 
     def __init__(
         self,
-        vocabulary: Sequence[str] | str | os.PathLike,
+        vocabulary: Sequence[str] | str | os.PathLike | Vocabulary,
         lowercase: bool = True,
         strip_accents: bool | None = None,
         handle_chinese_chars: bool = True,
@@ -150,6 +150,10 @@ class WordPieceTokenizer(keras.layers.Layer):
     def vocabulary_size(self) -> int:
         """The number of pieces."""
         return len(self.vocabulary)
+
+    def get_vocabulary(self) -> list[str]:
+        """The pieces in the order of their ids."""
+        return list(self.vocabulary.pieces)
 
     def token_to_id(self, token: str) -> int:
         """The id of a piece; raises `ValueError` where there is no such piece."""
@@ -219,7 +223,7 @@ class WordPieceTokenizer(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "vocabulary": list(self.vocabulary.pieces),
+            "vocabulary": self.get_vocabulary(),
             "lowercase": self.lowercase,
             "strip_accents": self.strip_accents,
             "handle_chinese_chars": self.handle_chinese_chars,

@@ -5,8 +5,9 @@ import pathlib
 
 import numpy as np
 import pytest
+import tokenizers
 
-from keras_bert_lib import checkpoints
+from keras_bert_lib import checkpoints, preprocessing
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -224,3 +225,45 @@ def test_a_directory_without_a_vocabulary_says_so(tmp_path, present, message):
         (tmp_path / present).write_bytes(b"a model")
     with pytest.raises(FileNotFoundError, match=message):
         checkpoints.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lowercase": False, "strip_accents": True, "clean_text": False, "max_input_chars_per_word": 7},
+        {"handle_chinese_chars": False, "mask_token": None, "cls_token": "[SEP]"},
+    ],
+    ids=str,
+)
+def test_saved_tokenizer_gives_the_same_ids_in_tokenizers_and_here(tmp_path, options):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"aébC中!", "##b", "##é", "##e", "\u2028", 'q"\\']
+    tokenizer = preprocessing.WordPieceTokenizer(pieces, special_tokens_in_text=True, **options)
+    checkpoints.save_tokenizer(tokenizer, tmp_path / "new" / "folder")
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ]
+    texts = ["abé! Cab 中a", "[MASK] b [SEP]", "\x00a\u200bb abbbbbbbb", ""]
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "new" / "folder" / "tokenizer.json"))
+    assert tokenizer(texts).to_list() == [theirs.encode(text, add_special_tokens=False).ids for text in texts]
+    pairs = theirs.encode_batch(list(zip(texts, texts[::-1], strict=True)))
+    packed = preprocessing.TextPreprocessor(tokenizer)((texts, texts[::-1]))
+    for row, encoding in enumerate(pairs):
+        count = len(encoding.ids)
+        assert packed["token_ids"][row, :count].numpy().tolist() == encoding.ids
+        assert packed["segment_ids"][row, :count].numpy().tolist() == encoding.type_ids
+    loaded = checkpoints.load_tokenizer(tmp_path / "new" / "folder", special_tokens_in_text=True)
+    same = {"name", "strip_accents"}  # null is written as what it means
+    assert {k: v for k, v in loaded.get_config().items() if k not in same} == {
+        k: v for k, v in tokenizer.get_config().items() if k not in same
+    }
+    assert loaded(texts).to_list() == tokenizer(texts).to_list()
+
+
+def test_a_tokenizer_that_cannot_pack_is_not_saved(tmp_path):
+    tokenizer = preprocessing.WordPieceTokenizer(["[PAD]", "[UNK]", "[MASK]", "a"], cls_token=None, sep_token=None)
+    with pytest.raises(ValueError, match=r"needs a cls_token and a sep_token.*cls_token=None"):
+        checkpoints.save_tokenizer(tokenizer, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

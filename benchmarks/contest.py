@@ -1,0 +1,126 @@
+"""Contestants in processes of their own that take turns: what every comparison with peers is made of.
+
+A contestant is a script that reads the job, one JSON object, from standard input and answers with one JSON object when
+it is ready; then it answers every further line with the measurements of one turn. A job or a turn that fails is
+answered with `absent`, which says why. All contestants of one table are alive at once, so that a machine that slows
+down slows them all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class Contestant:
+    """A child process that measures one thing; `absent` says why it cannot.
+
+    Args:
+        name: What the script calls it.
+        script: Name of the contestant's script, in this folder.
+        interpreter: Python of the environment it lives in; `None` = it is absent.
+        job: What the script needs to know.
+        environment: Variables of its process.
+    """
+
+    def __init__(self, name: str, script: str, interpreter: str | None, job: dict, environment: dict[str, str]):
+        self.name = name
+        self.absent = None if interpreter else "not installed (no interpreter was given)"
+        self.facts: dict = {}
+        self.measured: dict[str, list] = {}
+        self._process = None
+        if self.absent:
+            return
+        self._process = subprocess.Popen(
+            [interpreter, str(HERE / script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self.facts = self._ask({**job, "contestant": name})
+        self.absent = self.facts.pop("absent", None)
+
+    def take_turn(self) -> None:
+        """Measure once more; the lists of `measured` grow."""
+        answer = {} if self.absent else self._ask({})
+        self.absent = self.absent or answer.pop("absent", None)
+        for key, values in answer.items():
+            self.measured.setdefault(key, []).extend(values)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process:
+            self._process.stdin.close()
+            self._process.wait()
+
+    def _ask(self, message: dict) -> dict:
+        try:
+            print(json.dumps(message), file=self._process.stdin, flush=True)
+            return json.loads(self._process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            return {"absent": f"failed: the process ended with code {self._process.wait()}"}
+
+
+def contest(make: Callable[[], list[Contestant]], rounds: int, title: str) -> list[Contestant]:
+    """Let contestants take turns, each round beginning with another one: nobody always runs behind the same neighbour.
+
+    Args:
+        make: Starts them.
+        rounds: Turns of each.
+        title: What the progress lines call the table.
+    """
+    contestants = []
+    try:
+        contestants = make()
+        for turn in range(rounds):
+            first = turn % len(contestants)
+            for contestant in contestants[first:] + contestants[:first]:
+                contestant.take_turn()
+            print(f"{title}: round {turn + 1} of {rounds}", file=sys.stderr)
+    finally:
+        for contestant in contestants:
+            contestant.close()
+    return contestants
+
+
+def quiet_environment(threads: int, library: bool) -> dict[str, str]:
+    """Variables for a contestant's process; `library` puts this checkout on its path."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "PYTHONWARNINGS": "ignore"}
+    environment["TF_NUM_INTRAOP_THREADS"] = environment["OMP_NUM_THREADS"] = str(threads)
+    if library:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    return environment
+
+
+def serve(contestants: dict[str, Callable]) -> None:
+    """The loop of a contestant's script.
+
+    Args:
+        contestants: By its name, a function of the job that returns what is known of the contestant, a dict, and a
+            function that measures one turn: it returns lists by name.
+    """
+    # Whatever a framework prints must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(message: dict) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    job = json.loads(sys.stdin.readline())
+    try:
+        facts, turn = contestants[job["contestant"]](job)
+    except ModuleNotFoundError as error:
+        return answer({"absent": f"not installed (no module named {error.name!r})"})
+    except Exception as error:
+        return answer({"absent": f"failed: {' '.join(repr(error).split())[:120]}"})
+    answer(facts)
+    for _ in sys.stdin:
+        answer(turn())

@@ -1,0 +1,27 @@
+"""Whether TensorFlow's graph pass fuses operations into the kernels of oneDNN."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+
+# What TensorFlow asks of a CPU before it takes oneDNN by itself, as /proc/cpuinfo spells it.
+_FEATURES = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+
+
+def onednn_is_on() -> bool:
+    """Whether TensorFlow uses oneDNN in this process, by the rule that its documentation gives.
+
+    TensorFlow has no public way to ask. A wrong answer costs speed and nothing else.
+
+    References: tensorflow/tensorflow `core/util/port.cc` IsMklEnabled.
+    """
+    asked = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower()
+    if asked in ("0", "1", "false", "true"):
+        return asked in ("1", "true")
+    cpu = pathlib.Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not cpu.exists():
+        return False
+    flags = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "")
+    return not _FEATURES.isdisjoint(flags.split())

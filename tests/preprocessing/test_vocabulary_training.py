@@ -1,0 +1,91 @@
+import builtins
+
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib.preprocessing import WordPieceTokenizer, train_wordpiece_vocabulary
+
+TEXT = "the unwatchable film\nthe unwatchable films\nan able watch, a watchable Café\n" * 20
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("kinder " * 50, encoding="utf-8")
+    return tmp_path
+
+
+def train(texts, **options):
+    return train_wordpiece_vocabulary(texts, show_progress=False, **options)
+
+
+def test_words_of_the_corpus_become_pieces(corpus):
+    vocabulary = train(corpus / "a.txt", vocabulary_size=60)
+    assert vocabulary.pieces[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert len(vocabulary) <= 60
+    tokenizer = WordPieceTokenizer(vocabulary)
+    assert [tokenizer.id_to_token(i) for i in tokenizer("the film")] == ["the", "film"]
+    assert tokenizer.unk_token not in [tokenizer.id_to_token(i) for i in tokenizer("a cafe, watchable films")]
+    assert tokenizer.get_vocabulary() == list(vocabulary.pieces)
+
+
+def test_paths_patterns_and_datasets_give_the_same(corpus):
+    expected = train([corpus / "a.txt", str(corpus / "b.txt")], vocabulary_size=70).pieces
+    assert "kinder" in expected
+    assert train(f"{corpus}/*.txt", vocabulary_size=70).pieces == expected
+    dataset = tf.data.TextLineDataset([str(corpus / "a.txt"), str(corpus / "b.txt")])
+    assert train(dataset, vocabulary_size=70).pieces == expected
+    assert train(dataset.batch(7), vocabulary_size=70).pieces == expected
+
+
+def test_the_same_corpus_gives_the_same_vocabulary(corpus):
+    """The trainer alone does not: its characters come in the order of a hash table, which is seeded anew each time."""
+    assert len({train(f"{corpus}/*.txt", vocabulary_size=80).pieces for _ in range(8)}) == 1
+
+
+def test_case_and_accents_stay_where_asked(corpus):
+    assert {"C", "é"} & set("".join(train(corpus / "a.txt", lowercase=False).pieces)) == {"C", "é"}
+    assert {"C", "é"} & set("".join(train(corpus / "a.txt").pieces[5:])) == set()
+
+
+def test_sizes_are_kept(corpus):
+    assert len(train(corpus / "a.txt", vocabulary_size=40)) == 40
+    assert len(train(corpus / "a.txt", alphabet_size=4, vocabulary_size=13)) <= 13
+    assert max(map(len, train(corpus / "a.txt", min_frequency=10**6).pieces[5:])) <= 3  # characters alone
+
+
+def test_bytes_that_are_not_utf8_do_no_harm(corpus):
+    (corpus / "a.txt").write_bytes(b"film \xff\xfe\x00 film\r\nfilm film")
+    assert "film" in train(corpus / "a.txt").pieces
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "error", "message"),
+    [
+        ("nowhere/*.txt", {}, FileNotFoundError, r"There is no file 'nowhere/\*.txt'.*tf.data.Dataset of strings"),
+        (tf.data.Dataset.from_tensors(1), {}, ValueError, "must hold strings and nothing else"),
+        (tf.data.Dataset.from_tensors(" \n"), {}, ValueError, "There is no text to learn a vocabulary from"),
+        (
+            tf.data.Dataset.from_tensors("a"),
+            {"vocabulary_size": 5},
+            ValueError,
+            "room for 5 special tokens and for 1 characters.*Raise it to 6",
+        ),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused(texts, options, error, message):
+    with pytest.raises(error, match=message):
+        train(texts, **options)
+
+
+def test_without_the_trainer_the_extra_is_named(monkeypatch, corpus):
+    real = builtins.__import__
+
+    def without(name, *rest, **named):
+        if name == "tokenizers":
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install keras_bert_lib\[vocabulary\]"):
+        train(corpus / "a.txt")
