@@ -8,6 +8,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
@@ -29,6 +30,7 @@ def saved_model(
 
     The signature `serving_default` takes raw strings [B]: `text`, or `first` and `second` for pairs. It gives what
     `task.serving_outputs` gives: `probabilities` float32 [B, C] and `label` string [B] for a classifier. B is free.
+    `assets/vocab.txt` is for people; the graph holds the vocabulary itself.
 
     The export computes in float32 also when the task was trained under `mixed_bfloat16` or `mixed_float16`, whose
     weights are float32 anyway: a server's CPU is often slower in half precision. Its probabilities can differ from the
@@ -71,7 +73,7 @@ def saved_model(
         weights = sum(variable.shape.num_elements() * variable.dtype.size for variable in signature.variables)
         size = weights + signature.graph.as_graph_def().ByteSize()
         with _renamed_into_place(version, size) as partial:
-            with _write_errors(version, size):
+            with _write_errors(version, size), _vocabulary_files(task.preprocessor) as module.assets:
                 tf.saved_model.save(module, str(partial), signatures={"serving_default": signature})
             if reasons := unservable(partial):
                 raise ValueError(f"TF Serving cannot run this task, so nothing was written: {'; '.join(reasons)}.")
@@ -183,6 +185,16 @@ def _module(signature, preprocessor: keras.layers.Layer) -> tf.Module:
     if any(t.dtype == tf.resource and id(t) not in handles for t in signature.captured_inputs):
         module.preprocessor = preprocessor
     return module
+
+
+@contextlib.contextmanager
+def _vocabulary_files(preprocessor: keras.layers.Layer) -> Iterator[list[tf.saved_model.Asset]]:
+    """What the tokenizer has to say to people, such as a `vocab.txt`: the graph itself does not read it."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = getattr(preprocessor, "tokenizer", None)
+        if hasattr(tokenizer, "save_assets"):
+            tokenizer.save_assets(directory)
+        yield [tf.saved_model.Asset(str(path)) for path in sorted(pathlib.Path(directory).iterdir())]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import os
 import pathlib
 import resource
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -141,6 +142,12 @@ def test_every_weight_is_written_once_and_no_optimizer(trained_and_served):
 
 def test_what_the_preprocessor_compiled_for_itself_is_not_written(trained_and_served):
     assert not hasattr(tf.saved_model.load(str(trained_and_served[1])), "preprocessor")
+
+
+def test_the_vocabulary_lies_beside_the_graph_for_people(trained_and_served):
+    _, version = trained_and_served
+    assert (version / "assets" / "vocab.txt").read_text().splitlines() == VOCABULARY
+    assert tempfile.gettempdir().encode() not in (version / "saved_model.pb").read_bytes()
 
 
 def test_only_the_version_is_left_and_any_user_may_read_it(trained_and_served):
