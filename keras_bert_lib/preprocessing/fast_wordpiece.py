@@ -9,6 +9,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from keras_bert_lib.preprocessing.text_cleaning import CleanedLines
+
+_MOST_REPETITIONS = 1_000  # in a regular expression of TensorFlow's
+
 
 class FastWordPiece:
     """Cuts words into pieces, and plain texts into words and pieces at once.
@@ -50,21 +54,30 @@ class FastWordPiece:
         the vocabulary it refuses to be made.
         """
         pieces = self._pieces
-        return all(piece and not re.search(r"\s", piece) for piece in pieces) and any(p.isalnum() for p in pieces)
+        return (
+            self._longest_word <= _MOST_REPETITIONS
+            and all(piece and not re.search(r"\s", piece) for piece in pieces)
+            and any(piece.isalnum() for piece in pieces)
+        )
 
     def tokenize_plain(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Ids, starts and ends, each ragged [B, (tokens)], of texts that are plain; starts and ends are int64."""
         return self._of_texts.tokenize_with_offsets(texts)
 
+    def tokenize_lines(self, lines: CleanedLines) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """Ids, starts and ends, each ragged [B, (tokens)], of settled lines; starts and ends count bytes of a line."""
+        texts = tf.RaggedTensor.from_row_splits(lines.code_points, lines.text_splits, validate=False)
+        return self._of_texts.tokenize_with_offsets(tf.strings.unicode_encode(texts, "UTF-8"))
+
     # The kernels' tables are made once, not inside whatever graph happens to call first.
+    # They count the length of a word in bytes, and we in characters: they are never given a word that is too long.
     @functools.cached_property
     def _of_words(self):
-        # The kernel counts bytes; `cut` counts characters.
-        return self._kernel(max_bytes_per_word=4 * self._longest_word, no_pretokenization=True)
+        return self._kernel(no_pretokenization=True)
 
     @functools.cached_property
     def _of_texts(self):
-        return self._kernel(max_bytes_per_word=self._longest_word, no_pretokenization=False)
+        return self._kernel(no_pretokenization=False)
 
     def _kernel(self, **options):
         import tensorflow_text  # a second of import time that building and restoring a model does not need
@@ -74,6 +87,7 @@ class FastWordPiece:
                 vocab=self._pieces,
                 suffix_indicator=self._continuation,
                 unknown_token=self._unk_token,
+                max_bytes_per_word=4 * self._longest_word,
                 token_out_type=tf.int32,
                 **options,
             )
@@ -85,7 +99,7 @@ class FastWordPiece:
         return next(chr(c) for c in range(0xFFFF, 0, -1) if chr(c) not in pieces)
 
 
-def plain_pattern(special_tokens: Sequence[str]) -> str:
+def plain_pattern(special_tokens: Sequence[str], longest_word: int) -> str:
     """A regular expression for texts on which BERT's cleaning does nothing but lower the case.
 
     They are ASCII without control characters: the kernel splits them into words as the reference does. Elsewhere it
@@ -93,6 +107,10 @@ def plain_pattern(special_tokens: Sequence[str]) -> str:
 
     Args:
         special_tokens: Tokens that the text may spell out; a character that one of them begins with is not plain.
+        longest_word: The most letters and digits in a row.
     """
-    characters = set(string.printable) - set("\x0b\x0c") - {token[0] for token in special_tokens}
-    return "[" + "".join(f"\\x{ord(character):02x}" for character in sorted(characters)) + "]*"
+    characters = sorted(set(string.printable) - set("\x0b\x0c") - {token[0] for token in special_tokens})
+    inside, between = (
+        "".join(f"\\x{ord(c):02x}" for c in characters if c.isalnum() == alphanumeric) for alphanumeric in (True, False)
+    )
+    return f"(?:[{inside}]{{0,{longest_word}}}[{between}])*[{inside}]{{0,{longest_word}}}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +25,12 @@ TABLES = pathlib.Path(__file__).with_name("bert_cleaning_tokenizers_0.23.3.npz")
 
 # What becomes of a code point. The order matters: the kinds below SPACE are the ones that are kept.
 LETTER, ISOLATED, SPACE, DROPPED = range(4)
-# A table entry is int32: kind | flags | value << 4, where the value is the difference between the output and the code
-# point itself (most pages of the table are then equal), or the row of `expansions` if EXPANDS is set.
-EXPANDS, REORDERS = 4, 8
-STRIPPED = DROPPED | 1 << 4  # a mark taken off as an accent, unlike a character deleted by `clean_text`
+# A table entry is int32: kind | flags | value << 5, where the value is the difference between the output and the code
+# point itself (most pages of the table are then equal), or the row of `expansions` if EXPANDS is set. UNSETTLED are the
+# characters of which other libraries, with other versions of Unicode, may not think as the reference does.
+EXPANDS, REORDERS, UNSETTLED = 4, 8, 16
+VALUE = 5
+STRIPPED = DROPPED | 1 << VALUE  # a mark taken off as an accent, unlike a character deleted by `clean_text`
 
 # Numbers past the last code point stand for the special tokens found in a text, in the order in which they were given;
 # the last number of the table's last page covers the rest of such a token.
@@ -50,6 +53,49 @@ class CleanedText(NamedTuple):
     word_splits: tf.Tensor
     text_splits: tf.Tensor
     source_splits: tf.Tensor
+
+
+class CleanedLines(NamedTuple):
+    """A batch of texts after cleaning, not yet split into words: punctuation has no spaces around it.
+
+    Attributes:
+        code_points: int32 [K'], the characters of all texts; every white space is a plain space.
+        source: int64 [K'], the code point of the original texts each came from, counted through the whole batch.
+        text_splits: int64 [B + 1], where each text begins in `code_points`.
+        source_splits: int64 [B + 1], the first code point of each original text.
+        settled: bool [], whether all characters are such that anybody's BERT tokenizer splits the lines into the words
+            that the reference sees.
+        longest_run: int64 [], the most characters between two that separate words; no word is longer.
+    """
+
+    code_points: tf.Tensor
+    source: tf.Tensor
+    text_splits: tf.Tensor
+    source_splits: tf.Tensor
+    settled: tf.Tensor
+    longest_run: tf.Tensor
+
+
+class _Reading(NamedTuple):
+    """Decoded texts, and what the table says of each code point.
+
+    Attributes:
+        code_points: int32 [N].
+        entries: int32 [N], of the table.
+        source: int64 [N], the original code points.
+        splits: int64 [B + 1], the first code point of each text.
+        source_splits: int64 [B + 1], the first original code point of each text.
+    """
+
+    code_points: tf.Tensor
+    entries: tf.Tensor
+    source: tf.Tensor
+    splits: tf.Tensor
+    source_splits: tf.Tensor
+
+    @property
+    def kinds(self) -> tf.Tensor:
+        return tf.bitwise.bitwise_and(self.entries, 3)
 
 
 class TextCleaner:
@@ -86,6 +132,24 @@ class TextCleaner:
 
     def __call__(self, texts: tf.Tensor) -> CleanedText:
         """Cleans a batch of texts; see the class."""
+        return self._words(self._read(texts))
+
+    def lines_or_words(self, texts: tf.Tensor, of_lines: Callable, of_words: Callable, longest_word: int):
+        """Cleans a batch of texts, and leaves the splitting to others where they are sure to split as the reference.
+
+        Args:
+            texts: string [B].
+            of_lines: Function of `CleanedLines`.
+            of_words: Function of `CleanedText`, of equal result; used where a character is not settled, or where a
+                word might be longer than `longest_word`.
+            longest_word: See `of_words`.
+        """
+        reading = self._read(texts)
+        lines = self._lines(reading)
+        simple = lines.settled & (lines.longest_run <= longest_word)
+        return tf.cond(simple, lambda: of_lines(lines), lambda: of_words(self._words(reading)))
+
+    def _read(self, texts: tf.Tensor) -> _Reading:
         table = self._table
         decoded = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
         code_points, source_splits = decoded.values, decoded.row_splits  # [N], [B + 1]
@@ -100,39 +164,57 @@ class TextCleaner:
             points, source, splits = table.reorder_marks(code_points, entries, source_splits)
             return points, table.entries.look_up(points), source, splits
 
-        if table.has_reordering:
-            code_points, entries, source, splits = tf.cond(_any_flag(entries, REORDERS), reordered, in_order)
-        else:
-            code_points, entries, source, splits = in_order()
-        kinds = tf.bitwise.bitwise_and(entries, 3)
-        words = _word_numbers(kinds, splits)
-        values = tf.bitwise.right_shift(entries, 4)
+        if not table.has_reordering:
+            return _Reading(*in_order(), source_splits)
+        return _Reading(*tf.cond(_any_flag(entries, REORDERS), reordered, in_order), source_splits)
+
+    def _words(self, reading: _Reading) -> CleanedText:
+        words = _word_numbers(reading.kinds, reading.splits)
+        origin, outputs = self._outputs(reading, SPACE)
+        words = tf.concat([[-1], tf.gather(words, origin)], axis=0)
+        word_starts = tf.where(words[1:] != words[:-1])[:, 0]  # [W]
+        return CleanedText(
+            code_points=outputs,
+            source=tf.gather(reading.source, origin),
+            word_splits=tf.concat([word_starts, tf.size(outputs, tf.int64)[None]], axis=0),
+            text_splits=tf.searchsorted(tf.gather(origin, word_starts), reading.splits, out_type=tf.int64),
+            source_splits=reading.source_splits,
+        )
+
+    def _lines(self, reading: _Reading) -> CleanedLines:
+        origin, outputs = self._outputs(reading, DROPPED)
+        kinds = tf.gather(reading.kinds, origin)
+        separators = tf.where(kinds != LETTER)[:, 0]
+        ends = tf.concat([[-1], separators, tf.size(outputs, tf.int64)[None]], axis=0)
+        return CleanedLines(
+            code_points=tf.where(kinds == SPACE, ord(" "), outputs),
+            source=tf.gather(reading.source, origin),
+            text_splits=tf.searchsorted(origin, reading.splits, out_type=tf.int64),
+            source_splits=reading.source_splits,
+            settled=~_any_flag(reading.entries, UNSETTLED),
+            longest_run=tf.reduce_max(ends[1:] - ends[:-1]) - 1,
+        )
+
+    def _outputs(self, reading: _Reading, end_of_kinds: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """What comes out of the code points whose kind is below `end_of_kinds`, and where each comes from: [K]."""
+        code_points, entries, kept = reading.code_points, reading.entries, reading.kinds < end_of_kinds
+        values = tf.bitwise.right_shift(entries, VALUE)
 
         def one_to_one():
-            origin = tf.where(kinds < SPACE)[:, 0]
+            origin = tf.where(kept)[:, 0]
             return origin, tf.gather(code_points + values, origin)
 
         def expanded():
             single = tf.stack([code_points + values] + [tf.fill(tf.shape(values), -1)] * 2, axis=1)
             expands = tf.bitwise.bitwise_and(entries, EXPANDS) != 0
-            several = tf.gather(tf.constant(table.expansions), tf.where(expands, values, 0))
+            several = tf.gather(tf.constant(self._table.expansions), tf.where(expands, values, 0))
             outputs = tf.where(expands[:, None], several, single)  # [N, 3], -1 = no output
-            kept = tf.where((outputs >= 0) & (kinds < SPACE)[:, None])  # [K, 2]
-            return kept[:, 0], tf.gather_nd(outputs, kept)
+            places = tf.where((outputs >= 0) & kept[:, None])  # [K, 2]
+            return places[:, 0], tf.gather_nd(outputs, places)
 
-        if len(table.expansions):
-            origin, outputs = tf.cond(_any_flag(entries, EXPANDS), expanded, one_to_one)
-        else:
-            origin, outputs = one_to_one()
-        words = tf.concat([[-1], tf.gather(words, origin)], axis=0)
-        word_starts = tf.where(words[1:] != words[:-1])[:, 0]  # [W]
-        return CleanedText(
-            code_points=outputs,
-            source=tf.gather(source, origin),
-            word_splits=tf.concat([word_starts, tf.size(outputs, tf.int64)[None]], axis=0),
-            text_splits=tf.searchsorted(tf.gather(origin, word_starts), splits, out_type=tf.int64),
-            source_splits=source_splits,
-        )
+        if not len(self._table.expansions):
+            return one_to_one()
+        return tf.cond(_any_flag(entries, EXPANDS), expanded, one_to_one)
 
 
 def _any_flag(entries: tf.Tensor, flag: int) -> tf.Tensor:
@@ -257,24 +339,30 @@ def cleaning_table(lowercase: bool, strip_accents: bool, handle_chinese_chars: b
     kind = kind_of[output]
     if handle_chinese_chars:
         kind[_members("chinese")] = ISOLATED
-    entries = kind + (output - np.arange(TABLE_END) << 4)
+    entries = kind + (output - np.arange(TABLE_END) << VALUE)
     expansions = []
     for c, outputs in changed.items():
         if not outputs:
             entries[c] = STRIPPED
         elif len(outputs) > 1:
             assert not kind_of[list(outputs)].any(), f"U+{c:04X} expands to more than letters"
-            entries[c] = LETTER | EXPANDS | len(expansions) << 4
+            entries[c] = LETTER | EXPANDS | len(expansions) << VALUE
             expansions.append(outputs + (-1,) * (3 - len(outputs)))
     if strip_accents:
         marks = set(frozen_rules()["mark"].tolist())
         staying = [c for c in marks if entries[c] != STRIPPED]
         staying += [c for c, outputs in changed.items() if len(outputs) > 1 and marks.intersection(outputs)]
         entries[staying] |= REORDERS
+    settled = _members("settled")
+    if not handle_chinese_chars:
+        settled[_members("chinese")] = False
+    shaky = [c for c, outputs in changed.items() if not settled[list(outputs)].all()]
+    entries[~settled[output] & (entries & 3 < SPACE)] |= UNSETTLED
+    entries[[c for c in shaky if entries[c] & 3 < SPACE]] |= UNSETTLED
     if clean_text:
         entries[_members("dropped")] = DROPPED
         entries[_members("cleaned_to_space")] = SPACE
-    entries[SPECIAL_TOKENS_START:] = ISOLATED
+    entries[SPECIAL_TOKENS_START:] = ISOLATED | UNSETTLED
     entries[SPECIAL_TOKEN_REST] = DROPPED
 
     return CleaningTable(

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_bert_lib.preprocessing.fast_wordpiece import FastWordPiece, plain_pattern
 from keras_bert_lib.preprocessing.piece_trie import PieceTrie
-from keras_bert_lib.preprocessing.text_cleaning import SPECIAL_TOKENS_START, CleanedText, TextCleaner
+from keras_bert_lib.preprocessing.text_cleaning import SPECIAL_TOKENS_START, CleanedLines, CleanedText, TextCleaner
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
@@ -165,7 +165,10 @@ class WordPieceTokenizer(keras.layers.Layer):
 
     def __call__(self, texts, **kwargs):
         """Makes a string tensor of the texts first: Keras itself would turn strings into a float tensor."""
-        return super().__call__(as_string_tensor(texts), **kwargs)
+        texts = as_string_tensor(texts)
+        if isinstance(texts, keras.KerasTensor) or kwargs:
+            return super().__call__(texts, **kwargs)
+        return self.call(texts)  # What Keras does around a call costs as much as the call, and is of no use here.
 
     @tf.autograph.experimental.do_not_convert
     def call(self, texts):
@@ -247,8 +250,7 @@ class WordPieceTokenizer(keras.layers.Layer):
             return (self._plain_tokens(texts)[0],)
 
         def any_way(texts):
-            cleaned = self._cleaner(texts)
-            return (_by_text(self._cut(cleaned), cleaned),)
+            return (self._of_any(texts, self._ids_of_lines, self._ids_of_words),)
 
         return self._each_its_way(texts, plain_way, any_way, num_columns=1)[0]
 
@@ -293,19 +295,57 @@ class WordPieceTokenizer(keras.layers.Layer):
 
     def _plain_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
         token_ids, starts, ends = self._plain_tokens(texts)
-        # Whatever does not continue a word begins one, `unk_token` included.
-        begun = tf.cumsum(tf.gather(self._begins_word, token_ids.values))
-        before = tf.gather(tf.pad(begun, [[1, 0]]), token_ids.row_starts())
-        word_ids = begun - 1 - tf.gather(before, token_ids.value_rowids())
         return (
             token_ids,
             token_ids.with_values(tf.cast(starts.values, tf.int32)),
             token_ids.with_values(tf.cast(ends.values, tf.int32)),
-            token_ids.with_values(word_ids),
+            self._word_ids(token_ids),
         )
 
+    def _word_ids(self, token_ids: tf.RaggedTensor) -> tf.RaggedTensor:
+        # Whatever does not continue a word begins one, `unk_token` included.
+        begun = tf.cumsum(tf.gather(self._begins_word, token_ids.values))
+        before = tf.gather(tf.pad(begun, [[1, 0]]), token_ids.row_starts())
+        return token_ids.with_values(begun - 1 - tf.gather(before, token_ids.value_rowids()))
+
     def _any_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
-        cleaned = self._cleaner(texts)
+        return self._of_any(texts, self._offsets_of_lines, self._offsets_of_words)
+
+    def _of_any(self, texts: tf.Tensor, of_lines: Callable, of_words: Callable):
+        if self._fast is None or not self._fast.takes_texts:
+            return of_words(self._cleaner(texts))
+        return self._cleaner.lines_or_words(texts, of_lines, of_words, self.max_input_chars_per_word)
+
+    def _ids_of_lines(self, lines: CleanedLines) -> tf.RaggedTensor:
+        return self._fast.tokenize_lines(lines)[0]
+
+    def _ids_of_words(self, cleaned: CleanedText) -> tf.RaggedTensor:
+        return _by_text(self._cut(cleaned), cleaned)
+
+    def _offsets_of_lines(self, lines: CleanedLines) -> tuple[tf.RaggedTensor, ...]:
+        """Bytes of the cleaned lines to characters of the lines, and those to characters of the original texts."""
+        token_ids, starts, ends = self._fast.tokenize_lines(lines)
+        widths = 1 + sum(tf.cast(lines.code_points >= first, tf.int64) for first in (0x80, 0x800, 0x10000))
+        byte_starts = tf.pad(tf.cumsum(widths), [[1, 0]])  # one entry more than there are characters
+        # The character that begins at each byte, and the number of all of them behind the last byte.
+        character_at = tf.scatter_nd(byte_starts[:, None], tf.range(tf.size(byte_starts)), byte_starts[-1:] + 1)
+        text = token_ids.value_rowids()
+        text_bytes = tf.gather(tf.gather(byte_starts, lines.text_splits), text)
+        first = tf.gather(character_at, text_bytes + starts.values)
+        last = tf.gather(character_at, text_bytes + ends.values) - 1
+        text_starts = tf.gather(lines.source_splits, text)
+
+        def ragged(values):
+            return token_ids.with_values(tf.cast(values - text_starts, tf.int32))
+
+        return (
+            token_ids,
+            ragged(tf.gather(lines.source, first)),
+            ragged(tf.gather(lines.source, last) + 1),
+            self._word_ids(token_ids),
+        )
+
+    def _offsets_of_words(self, cleaned: CleanedText) -> tuple[tf.RaggedTensor, ...]:
         pieces = self._cut(cleaned)  # [W, (pieces)]
         token_ids = _by_text(pieces, cleaned)
         word = pieces.value_rowids()
@@ -373,7 +413,8 @@ class WordPieceTokenizer(keras.layers.Layer):
 
     @functools.cached_property
     def _plain_pattern(self) -> str:
-        return plain_pattern(self.special_tokens if self.special_tokens_in_text else ())
+        special_tokens = self.special_tokens if self.special_tokens_in_text else ()
+        return plain_pattern(special_tokens, self.max_input_chars_per_word)
 
     @functools.cached_property
     def _begins_word(self) -> np.ndarray:

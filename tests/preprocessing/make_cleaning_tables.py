@@ -10,6 +10,7 @@ version of the reference: ids may then change, which is a breaking change for wh
 from __future__ import annotations
 
 import pathlib
+import unicodedata
 
 import numpy as np
 import tokenizers
@@ -43,6 +44,12 @@ def mapping(outputs: dict[str, str], name: str) -> dict[str, np.ndarray]:
         f"{name}_length": np.array([len(o) for o in changed.values()], "uint8"),
         f"{name}_output": np.array([ord(c) for o in changed.values() for c in o], "int32"),
     }
+
+
+def is_settled(character: str, is_punctuation: bool) -> bool:
+    """Whether Unicode will go on to see in a character what the reference sees: what is assigned is not reassigned."""
+    category = unicodedata.category(character)[0]
+    return category == "P" or character.isascii() if is_punctuation else category in "LMNS"
 
 
 def combining_classes(nfd: normalizers.NFD) -> dict[str, int]:
@@ -80,6 +87,7 @@ def main() -> None:
         "chinese": intervals([c for c in CODE_POINTS if chinese.normalize_str(c) == f" {c} "]),
         "whitespace": intervals([c for c, pieces in between_letters.items() if pieces == 2]),
         "punctuation": intervals([c for c, pieces in between_letters.items() if pieces == 3]),
+        "settled": intervals([c for c, pieces in between_letters.items() if is_settled(c, pieces == 3)]),
         "mark": np.array([ord(c) for c in sorted(classes)], "int32"),
         "mark_class": np.array([classes[c] for c in sorted(classes)], "uint8"),
         **mapping({c: strip.normalize_str(c) for c in CODE_POINTS}, "strip"),
