@@ -3,9 +3,10 @@
 from keras_bert_lib.preprocessing.packing import pack_segments
 from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
 from keras_bert_lib.preprocessing.text_preprocessor import TextPreprocessor
+from keras_bert_lib.preprocessing.token_finder import Tokens
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary, read_vocabulary
 from keras_bert_lib.preprocessing.vocabulary_training import train_wordpiece_vocabulary
-from keras_bert_lib.preprocessing.wordpiece import Tokens, WordPieceTokenizer
+from keras_bert_lib.preprocessing.wordpiece import WordPieceTokenizer
 
 __all__ = [
     "TextCleaner",

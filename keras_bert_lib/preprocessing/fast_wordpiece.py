@@ -48,14 +48,15 @@ class FastWordPiece:
 
     @functools.cached_property
     def takes_texts(self) -> bool:
-        """Whether `tokenize_plain` can be used with this vocabulary.
+        """Whether `tokenize_plain` and `tokenize_lines` can be used with this vocabulary.
 
         The kernel would find a piece with a space across two words, or between them; without a single plain word in
-        the vocabulary it refuses to be made.
+        the vocabulary it refuses to be made. Where words begin is told by the spelling of their first piece.
         """
         pieces = self._pieces
         return (
             self._longest_word <= _MOST_REPETITIONS
+            and not self._unk_token.startswith(self._continuation)
             and all(piece and not re.search(r"\s", piece) for piece in pieces)
             and any(piece.isalnum() for piece in pieces)
         )

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from keras_bert_lib.preprocessing.packing import check_truncation, pack_segments
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
-from keras_bert_lib.preprocessing.wordpiece import TEXTS, Tokens, WordPieceTokenizer
+from keras_bert_lib.preprocessing.token_finder import Tokens
+from keras_bert_lib.preprocessing.wordpiece import TEXTS, WordPieceTokenizer
 
 OFFSETS = Tokens._fields[1:]
 

@@ -7,39 +7,20 @@ import importlib.util
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert_lib.preprocessing.fast_wordpiece import FastWordPiece, plain_pattern
-from keras_bert_lib.preprocessing.piece_trie import PieceTrie
-from keras_bert_lib.preprocessing.text_cleaning import SPECIAL_TOKENS_START, CleanedLines, CleanedText, TextCleaner
+from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
+from keras_bert_lib.preprocessing.token_finder import BACKENDS, CONTINUATION, TokenFinder, Tokens
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
-CONTINUATION = "##"
-BACKENDS = ("tensorflow_text", "tensorflow")
 UNITS = ("code_points", "bytes")
 TEXTS = tf.TensorSpec([None], tf.string)
-
-
-class Tokens(NamedTuple):
-    """What `WordPieceTokenizer.tokenize_with_offsets` returns: four ragged int32 tensors [B, (tokens)].
-
-    Attributes:
-        token_ids: The ids.
-        starts: The first code point (or byte) of the original text that a token covers.
-        ends: One past the last one, so that `text[start:end]` is the span.
-        word_ids: The number, within its text, of the word a token is a piece of.
-    """
-
-    token_ids: tf.RaggedTensor
-    starts: tf.RaggedTensor
-    ends: tf.RaggedTensor
-    word_ids: tf.RaggedTensor
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -131,12 +112,15 @@ class WordPieceTokenizer(keras.layers.Layer):
             )
         if special_tokens_in_text:
             _refuse_overlaps(self.special_tokens)
-        self._cleaner = TextCleaner(
-            lowercase,
-            strip_accents,
-            handle_chinese_chars,
-            clean_text,
-            special_tokens=self.special_tokens if special_tokens_in_text else (),
+        spelled_out = self.special_tokens if special_tokens_in_text else ()
+        self._finder = TokenFinder(
+            self.vocabulary,
+            TextCleaner(lowercase, strip_accents, handle_chinese_chars, clean_text, spelled_out),
+            unk_token,
+            longest_word=max_input_chars_per_word,
+            lowercase=lowercase,
+            special_tokens=spelled_out,
+            backend=backend or BACKENDS[importlib.util.find_spec("tensorflow_text") is None],
         )
         self.supports_jit = False  # strings and ragged tensors do not exist in XLA
         self.built = True
@@ -174,7 +158,7 @@ class WordPieceTokenizer(keras.layers.Layer):
     def call(self, texts):
         if texts.shape.rank == 0:
             return self.call(texts[None]).values
-        return (self._compiled_tokenize if tf.executing_eagerly() else self._tokenize)(texts)
+        return (self._compiled_tokenize if tf.executing_eagerly() else self._finder.token_ids)(texts)
 
     def compute_output_spec(self, texts):
         return keras.KerasTensor((*texts.shape, None), dtype="int32", ragged=bool(texts.shape))
@@ -201,7 +185,7 @@ class WordPieceTokenizer(keras.layers.Layer):
         texts = as_string_tensor(texts)
         if texts.shape.rank == 0:
             return Tokens(*(ragged.values for ragged in self.tokenize_with_offsets(texts[None], unit)))
-        tokens = (self._compiled_offsets if tf.executing_eagerly() else self._offsets)(texts)
+        tokens = (self._compiled_tokens if tf.executing_eagerly() else self._finder.tokens)(texts)
         return tokens if unit == "code_points" else _in_bytes(texts, tokens)
 
     def detokenize(self, token_ids: Any, skip_special_tokens: bool = True) -> str | list:
@@ -245,203 +229,14 @@ class WordPieceTokenizer(keras.layers.Layer):
         """Lay a readable `vocab.txt` into the `.keras` file, for people; loading takes the pieces from the config."""
         self.vocabulary.save(pathlib.Path(directory) / "vocab.txt")
 
-    def _tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        def plain_way(texts):
-            return (self._plain_tokens(texts)[0],)
-
-        def any_way(texts):
-            return (self._of_any(texts, self._ids_of_lines, self._ids_of_words),)
-
-        return self._each_its_way(texts, plain_way, any_way, num_columns=1)[0]
-
-    def _offsets(self, texts: tf.Tensor) -> Tokens:
-        return Tokens(
-            *self._each_its_way(texts, self._plain_offsets, self._any_offsets, num_columns=len(Tokens._fields))
-        )
-
-    def _each_its_way(
-        self, texts: tf.Tensor, plain_way: Callable, any_way: Callable, num_columns: int
-    ) -> Sequence[tf.RaggedTensor]:
-        """Send plain texts to the kernel that takes them whole, all others through the table, and gather the results.
-
-        Args:
-            texts: string [B].
-            plain_way: string [b] to several int32 ragged [b, (tokens)] of the same row lengths.
-            any_way: The same, for any text.
-            num_columns: How many ragged tensors they make.
-        """
-        if self._fast is None or not self._fast.takes_texts:
-            return any_way(texts)
-        is_plain = tf.strings.regex_full_match(texts, self._plain_pattern)
-        plain, other = tf.where(is_plain)[:, 0], tf.where(~is_plain)[:, 0]
-        parts = [
-            _run_unless_empty(plain_way, tf.gather(texts, plain), num_columns),
-            _run_unless_empty(any_way, tf.gather(texts, other), num_columns),
-        ]
-        lengths, *columns = (tf.concat(tensors, axis=0) for tensors in zip(*parts, strict=True))
-
-        def in_order():
-            row = tf.scatter_nd(tf.concat([plain, other], axis=0)[:, None], tf.range(tf.size(texts)), [tf.size(texts)])
-            places = tf.RaggedTensor.from_row_lengths(tf.range(tf.size(columns[0])), lengths, validate=False)
-            places = tf.gather(places, row)
-            return places.row_lengths(), *(tf.gather(column, places.values) for column in columns)
-
-        lengths, *columns = tf.cond((tf.size(plain) > 0) & (tf.size(other) > 0), in_order, lambda: (lengths, *columns))
-        tokens = tf.RaggedTensor.from_row_lengths(columns[0], lengths, validate=False)
-        return [tokens.with_values(column) for column in columns]
-
-    def _plain_tokens(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
-        return self._fast.tokenize_plain(tf.strings.lower(texts) if self.lowercase else texts)
-
-    def _plain_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
-        token_ids, starts, ends = self._plain_tokens(texts)
-        return (
-            token_ids,
-            token_ids.with_values(tf.cast(starts.values, tf.int32)),
-            token_ids.with_values(tf.cast(ends.values, tf.int32)),
-            self._word_ids(token_ids),
-        )
-
-    def _word_ids(self, token_ids: tf.RaggedTensor) -> tf.RaggedTensor:
-        # Whatever does not continue a word begins one, `unk_token` included.
-        begun = tf.cumsum(tf.gather(self._begins_word, token_ids.values))
-        before = tf.gather(tf.pad(begun, [[1, 0]]), token_ids.row_starts())
-        return token_ids.with_values(begun - 1 - tf.gather(before, token_ids.value_rowids()))
-
-    def _any_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
-        return self._of_any(texts, self._offsets_of_lines, self._offsets_of_words)
-
-    def _of_any(self, texts: tf.Tensor, of_lines: Callable, of_words: Callable):
-        if self._fast is None or not self._fast.takes_texts:
-            return of_words(self._cleaner(texts))
-        return self._cleaner.lines_or_words(texts, of_lines, of_words, self.max_input_chars_per_word)
-
-    def _ids_of_lines(self, lines: CleanedLines) -> tf.RaggedTensor:
-        return self._fast.tokenize_lines(lines)[0]
-
-    def _ids_of_words(self, cleaned: CleanedText) -> tf.RaggedTensor:
-        return _by_text(self._cut(cleaned), cleaned)
-
-    def _offsets_of_lines(self, lines: CleanedLines) -> tuple[tf.RaggedTensor, ...]:
-        """Bytes of the cleaned lines to characters of the lines, and those to characters of the original texts."""
-        token_ids, starts, ends = self._fast.tokenize_lines(lines)
-        widths = 1 + sum(tf.cast(lines.code_points >= first, tf.int64) for first in (0x80, 0x800, 0x10000))
-        byte_starts = tf.pad(tf.cumsum(widths), [[1, 0]])  # one entry more than there are characters
-        # The character that begins at each byte, and the number of all of them behind the last byte.
-        character_at = tf.scatter_nd(byte_starts[:, None], tf.range(tf.size(byte_starts)), byte_starts[-1:] + 1)
-        text = token_ids.value_rowids()
-        text_bytes = tf.gather(tf.gather(byte_starts, lines.text_splits), text)
-        first = tf.gather(character_at, text_bytes + starts.values)
-        last = tf.gather(character_at, text_bytes + ends.values) - 1
-        text_starts = tf.gather(lines.source_splits, text)
-
-        def ragged(values):
-            return token_ids.with_values(tf.cast(values - text_starts, tf.int32))
-
-        return (
-            token_ids,
-            ragged(tf.gather(lines.source, first)),
-            ragged(tf.gather(lines.source, last) + 1),
-            self._word_ids(token_ids),
-        )
-
-    def _offsets_of_words(self, cleaned: CleanedText) -> tuple[tf.RaggedTensor, ...]:
-        pieces = self._cut(cleaned)  # [W, (pieces)]
-        token_ids = _by_text(pieces, cleaned)
-        word = pieces.value_rowids()
-        text = token_ids.value_rowids()
-        # The pieces of a word share out its characters, so each one starts where the one before it has ended. The only
-        # piece of a word has all of them: that is right for `unk_token` as well, whatever its spelling.
-        piece_lengths = tf.gather(self._piece_lengths, pieces.values)
-        word_lengths = cleaned.word_splits[1:] - cleaned.word_splits[:-1]
-        lengths = tf.where(tf.gather(pieces.row_lengths(), word) == 1, tf.gather(word_lengths, word), piece_lengths)
-        ends = tf.cumsum(lengths)
-        starts, last = tf.gather(cleaned.source, ends - lengths), tf.gather(cleaned.source, ends - 1)
-        ends = last + 1
-        if self.special_tokens_in_text:
-            special = self._special_words(cleaned)
-            extra = tf.constant([len(token) - 1 for token in self.special_tokens] + [0], tf.int64)
-            ends += tf.gather(extra, tf.gather(special, word))
-        text_starts = tf.gather(cleaned.source_splits, text)
-
-        def ragged(values):
-            return token_ids.with_values(tf.cast(values, tf.int32))
-
-        return (
-            token_ids,
-            ragged(starts - text_starts),
-            ragged(ends - text_starts),
-            ragged(word - tf.gather(cleaned.text_splits, text)),
-        )
-
-    def _cut(self, cleaned: CleanedText) -> tf.RaggedTensor:
-        """The pieces of each word: int32 ragged [W, (pieces)]."""
-        pieces = (self._fast or self._trie).cut(cleaned.code_points, cleaned.word_splits)
-        if not self.special_tokens_in_text:
-            return pieces
-        # A special token stands in the words as one code point that is no character, and became one (unknown) piece.
-        special_ids = tf.constant([self.token_to_id(token) for token in self.special_tokens] + [-1])
-        ids = tf.gather(special_ids, tf.gather(self._special_words(cleaned), pieces.value_rowids()))
-        return pieces.with_values(tf.where(ids < 0, pieces.values, ids))
-
-    def _special_words(self, cleaned: CleanedText) -> tf.Tensor:
-        """Which special token each word is, or their number for a word of the text: int32 [W]."""
-        index = tf.gather(cleaned.code_points, cleaned.word_splits[:-1]) - SPECIAL_TOKENS_START
-        return tf.where(index < 0, len(self.special_tokens), index)
-
     # Some eighty small operations cost more one by one, eagerly, than the work they do.
     @functools.cached_property
     def _compiled_tokenize(self):
-        return tf.function(self._tokenize, input_signature=[TEXTS], autograph=False)
+        return tf.function(self._finder.token_ids, input_signature=[TEXTS], autograph=False)
 
     @functools.cached_property
-    def _compiled_offsets(self):
-        return tf.function(self._offsets, input_signature=[TEXTS], autograph=False)
-
-    @functools.cached_property
-    def _fast(self) -> FastWordPiece | None:
-        backend = self.backend or BACKENDS[importlib.util.find_spec("tensorflow_text") is None]
-        return FastWordPiece(*self._cutting) if backend == "tensorflow_text" else None
-
-    @functools.cached_property
-    def _trie(self) -> PieceTrie:
-        return PieceTrie.of(*self._cutting)
-
-    @property
-    def _cutting(self) -> tuple:
-        return self.vocabulary.pieces, CONTINUATION, self.unk_token, self.max_input_chars_per_word
-
-    @functools.cached_property
-    def _plain_pattern(self) -> str:
-        special_tokens = self.special_tokens if self.special_tokens_in_text else ()
-        return plain_pattern(special_tokens, self.max_input_chars_per_word)
-
-    @functools.cached_property
-    def _begins_word(self) -> np.ndarray:
-        """1 for each piece that stands at the beginning of a word, 0 for what continues one: int32 [V]."""
-        return np.array([not piece.startswith(CONTINUATION) for piece in self.vocabulary.pieces], "int32")
-
-    @functools.cached_property
-    def _piece_lengths(self) -> np.ndarray:
-        """How many characters of a word each piece covers: int64 [V]."""
-        return np.array([len(piece.removeprefix(CONTINUATION)) for piece in self.vocabulary.pieces], "int64")
-
-
-def _rows(values: tf.Tensor, splits: tf.Tensor) -> tf.RaggedTensor:
-    return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
-
-
-def _run_unless_empty(way: Callable, texts: tf.Tensor, num_columns: int) -> tuple[tf.Tensor, ...]:
-    """Row lengths int64 [b] and columns int32 [tokens] of what `way` makes of texts [b]."""
-
-    def run():
-        columns = way(texts)
-        return columns[0].row_lengths(), *(column.values for column in columns)
-
-    def nothing():
-        return tf.zeros([0], tf.int64), *[tf.zeros([0], tf.int32)] * num_columns
-
-    return tf.cond(tf.size(texts) > 0, run, nothing)
+    def _compiled_tokens(self):
+        return tf.function(self._finder.tokens, input_signature=[TEXTS], autograph=False)
 
 
 def _in_bytes(texts: tf.Tensor, tokens: Tokens) -> Tokens:
@@ -455,11 +250,6 @@ def _in_bytes(texts: tf.Tensor, tokens: Tokens) -> Tokens:
         return code_points.with_values(tf.cast(tf.gather(byte_starts.values, place), tf.int32))
 
     return tokens._replace(starts=in_bytes(tokens.starts), ends=in_bytes(tokens.ends))
-
-
-def _by_text(pieces: tf.RaggedTensor, cleaned: CleanedText) -> tf.RaggedTensor:
-    """Regroup the pieces of words [W, (pieces)] into the tokens of texts [B, (tokens)]."""
-    return _rows(pieces.values, tf.gather(pieces.row_splits, cleaned.text_splits))
 
 
 def _refuse_overlaps(tokens: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing import WordPieceTokenizer
-from keras_bert_lib.preprocessing.wordpiece import BACKENDS
+from keras_bert_lib.preprocessing.token_finder import BACKENDS
 
 # Characters on which tokenizers disagree: control and format characters, accents that stay and accents that come off,
 # letters that expand, white spaces, punctuation of later Unicode versions, Chinese, jamo, parts of special tokens.

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keras_bert_lib.preprocessing import WordPieceTokenizer
-from keras_bert_lib.preprocessing.wordpiece import BACKENDS
+from keras_bert_lib.preprocessing.token_finder import BACKENDS
 
 # Batches of one text mostly, since a failure is then small; the alphabet is all of Unicode, now and then ASCII alone.
 TEXTS = st.lists(st.text() | st.text("abcdefgixyzthefilm#[]M .,!'\n\x00", max_size=30), min_size=1, max_size=4)
