@@ -117,10 +117,10 @@ def serve(contestants: dict[str, Callable]) -> None:
     job = json.loads(sys.stdin.readline())
     try:
         facts, turn = contestants[job["contestant"]](job)
+        answer(facts)
+        for _ in sys.stdin:
+            answer(turn())
     except ModuleNotFoundError as error:
-        return answer({"absent": f"not installed (no module named {error.name!r})"})
+        answer({"absent": f"not installed (no module named {error.name!r})"})
     except Exception as error:
-        return answer({"absent": f"failed: {' '.join(repr(error).split())[:120]}"})
-    answer(facts)
-    for _ in sys.stdin:
-        answer(turn())
+        answer({"absent": f"failed: {' '.join(repr(error).split())[:120]}"})

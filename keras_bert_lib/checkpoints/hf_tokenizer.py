@@ -191,7 +191,7 @@ def save_tokenizer(tokenizer: preprocessing.WordPieceTokenizer, directory: str |
     Returns:
         The folder.
     Raises:
-        ValueError: if a special token for packing is missing.
+        ValueError: if a special token for packing is missing, or if a piece cannot stand on a line of `vocab.txt`.
     """
     if None in (tokenizer.cls_token, tokenizer.sep_token):
         raise ValueError(
@@ -199,10 +199,11 @@ def save_tokenizer(tokenizer: preprocessing.WordPieceTokenizer, directory: str |
             f"cls_token={tokenizer.cls_token!r}, sep_token={tokenizer.sep_token!r}."
         )
     directory = pathlib.Path(directory)
+    vocabulary = tokenizer.vocabulary.as_bytes()
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.vocabulary.save(directory / "vocab.txt")
+    (directory / "vocab.txt").write_bytes(vocabulary)
     config = {
-        "tokenizer_class": "BertTokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast",  # BertTokenizer would build its own and read half of the options
         **{key: getattr(tokenizer, name) for key, name in _ARGUMENTS.items()},
     }
     for name, content in (("tokenizer.json", _tokenizer_json(tokenizer)), ("tokenizer_config.json", config)):

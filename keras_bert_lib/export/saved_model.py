@@ -193,7 +193,8 @@ def _vocabulary_files(preprocessor: keras.layers.Layer) -> Iterator[list[tf.save
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = getattr(preprocessor, "tokenizer", None)
         if hasattr(tokenizer, "save_assets"):
-            tokenizer.save_assets(directory)
+            with contextlib.suppress(ValueError):  # a piece with a line break, for which there is no vocab.txt
+                tokenizer.save_assets(directory)
         yield [tf.saved_model.Asset(str(path)) for path in sorted(pathlib.Path(directory).iterdir())]
 
 

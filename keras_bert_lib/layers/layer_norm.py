@@ -5,14 +5,15 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from keras_bert_lib.layers.onednn import onednn_is_on
-
-ONEDNN = onednn_is_on()
+from keras_bert_lib.layers.onednn import fuses_for_cpu
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
 class LayerNorm(keras.layers.Layer):
     """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, computed in float32 under any policy.
+
+    A graph for inference on a CPU with oneDNN holds it as one kernel, whose gamma and beta have the compute dtype:
+    under bfloat16 they are rounded, too. A SavedModel keeps the form it was traced in; without oneDNN that is slower.
 
     Args:
         epsilon: Added to the variance; 1e-12 in BERT.
@@ -39,7 +40,7 @@ class LayerNorm(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         in_graph = not tf.executing_eagerly()  # The graph pass that fuses runs on graphs alone.
-        if ONEDNN and in_graph and not training:
+        if in_graph and not training and self.compute_dtype in ("float32", "bfloat16") and fuses_for_cpu():
             return _one_kernel(inputs, self.gamma, self.beta, self.epsilon, self.compute_dtype)
         gamma, beta = (tf.cast(weight, tf.float32) for weight in (self.gamma, self.beta))
         normalized = _layer_norm(tf.cast(inputs, tf.float32), gamma, beta, self.epsilon)
@@ -62,14 +63,16 @@ def _layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float)
         scale = tf.math.rsqrt(variance + epsilon)
         normal = centred * scale
 
+        def _rows(tensor):
+            return tf.reshape(tensor, [-1, gamma.shape[0]])
+
         def gradient(upstream):
-            rows = list(range(upstream.shape.rank - 1))
             product = upstream * normal
             # Means over the row of upstream * gamma, and of that times `normal`.
             weights = gamma[:, tf.newaxis] / gamma.shape[0]
-            mean, slope = tf.matmul(upstream, weights), tf.matmul(product, weights)
+            mean, slope = (tf.reshape(tf.matmul(_rows(t), weights), tf.shape(scale)) for t in (upstream, product))
             dx = (upstream * gamma - mean - normal * slope) * scale
-            return dx, tf.reduce_sum(product, rows), tf.reduce_sum(upstream, rows)
+            return dx, *(tf.reduce_sum(_rows(t), axis=0) for t in (product, upstream))
 
         return normal * gamma + beta, gradient
 
@@ -86,7 +89,7 @@ def _one_kernel(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float,
     rows = tf.raw_ops.PlaceholderWithDefault(input=tf.reduce_prod(tf.shape(x)[:-1]), shape=[])
     statistics = tf.constant([], tf.float32)  # One and the same constant for both: that, too, is part of the form.
     normal, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tf.reshape(tf.cast(x, dtype), [1, rows, x.shape[-1], 1]),
+        x=tf.reshape(tf.cast(x, dtype), [1, rows, gamma.shape[0], 1]),
         scale=tf.fill([rows], 1.0),
         offset=tf.fill([rows], 0.0),
         mean=statistics,

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import platform
+
+import tensorflow as tf
 
 # What TensorFlow asks of a CPU before it takes oneDNN by itself, as /proc/cpuinfo spells it.
 _FEATURES = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
 
 
+@functools.cache
+def fuses_for_cpu() -> bool:
+    """Whether forms that only oneDNN's kernels make fast pay: no other device computes, and oneDNN is on."""
+    return onednn_is_on() and not any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+
+
 def onednn_is_on() -> bool:
     """Whether TensorFlow uses oneDNN in this process, by the rule that its documentation gives.
 
-    TensorFlow has no public way to ask. A wrong answer costs speed and nothing else.
+    TensorFlow has no public way to ask.
 
     References: tensorflow/tensorflow `core/util/port.cc` IsMklEnabled.
     """

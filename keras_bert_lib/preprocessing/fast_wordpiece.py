@@ -88,7 +88,7 @@ class FastWordPiece:
                 vocab=self._pieces,
                 suffix_indicator=self._continuation,
                 unknown_token=self._unk_token,
-                max_bytes_per_word=4 * self._longest_word,
+                max_bytes_per_word=min(4 * self._longest_word, 2**31 - 1),
                 token_out_type=tf.int32,
                 **options,
             )

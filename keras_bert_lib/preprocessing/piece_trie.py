@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.code_point_table import CodePointTable
+from keras_bert_lib.preprocessing.text_cleaning import TABLE_END
 
 # A node of the trie is its slot in the arrays. Words begin at the first root, what continues them at the second.
 WORD_ROOT, CONTINUATION_ROOT = 0, 1
 _WINDOW = 512  # slots that are tried at once
-CODE_POINTS = 0x110080  # Unicode, and one page for the numbers that `TextCleaner` gives to special tokens.
 
 
 class PieceTrie(NamedTuple):
@@ -55,7 +55,7 @@ class PieceTrie(NamedTuple):
         lengths = np.array([len(text) for text in texts])
         letters, codes = np.unique(np.array([ord(c) for text in texts for c in text], "int64"), return_inverse=True)
         alphabet = len(letters) + 1
-        symbol_of = np.zeros(CODE_POINTS, "int64")
+        symbol_of = np.zeros(TABLE_END, "int64")
         symbol_of[letters] = np.arange(1, alphabet)
         symbol = np.zeros((len(texts), lengths.max(initial=0)), "int64")
         symbol[np.arange(symbol.shape[1]) < lengths[:, None]] = codes + 1

@@ -65,7 +65,7 @@ class CleanedLines(NamedTuple):
         source_splits: int64 [B + 1], the first code point of each original text.
         settled: bool [], whether all characters are such that anybody's BERT tokenizer splits the lines into the words
             that the reference sees.
-        longest_run: int64 [], the most characters between two that separate words; no word is longer.
+        longest_run: int64 []; no word has more characters.
     """
 
     code_points: tf.Tensor
@@ -183,16 +183,18 @@ class TextCleaner:
 
     def _lines(self, reading: _Reading) -> CleanedLines:
         origin, outputs = self._outputs(reading, DROPPED)
+        text_splits = tf.searchsorted(origin, reading.splits, out_type=tf.int64)
         kinds = tf.gather(reading.kinds, origin)
-        separators = tf.where(kinds != LETTER)[:, 0]
-        ends = tf.concat([[-1], separators, tf.size(outputs, tf.int64)[None]], axis=0)
+        size = tf.size(outputs, tf.int64)[None]
+        begins_text = tf.scatter_nd(text_splits[:, None], tf.ones_like(text_splits, tf.bool), size + 1)[:-1]
+        borders = tf.concat([[0], tf.where((kinds != LETTER) | begins_text)[:, 0], size], axis=0)
         return CleanedLines(
             code_points=tf.where(kinds == SPACE, ord(" "), outputs),
             source=tf.gather(reading.source, origin),
-            text_splits=tf.searchsorted(origin, reading.splits, out_type=tf.int64),
+            text_splits=text_splits,
             source_splits=reading.source_splits,
             settled=~_any_flag(reading.entries, UNSETTLED),
-            longest_run=tf.reduce_max(ends[1:] - ends[:-1]) - 1,
+            longest_run=tf.reduce_max(borders[1:] - borders[:-1]),
         )
 
     def _outputs(self, reading: _Reading, end_of_kinds: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,10 +1,10 @@
 """Where the tokens are in texts: the graph behind `WordPieceTokenizer`.
 
-A text takes the shortest way on which nothing can differ from the reference:
+Texts take the shortest way on which nothing can differ from the reference:
 
-1. plain ASCII goes whole to the kernel of `tensorflow_text`, which splits it into words and pieces at once
-2. all else is cleaned; settled lines (`CleanedLines`) go to the same kernel
-3. what is left is split into words here, and each word cut by the kernel or, without `tensorflow_text`, by the trie
+1. each text of plain ASCII goes whole to the kernel of `tensorflow_text`, which splits it into words and pieces at once
+2. the others of a batch are cleaned; if all of them are settled (`CleanedLines`), they go to the same kernel
+3. if not, they are split into words here, and each word cut by the kernel or, without `tensorflow_text`, by the trie
 
 Letters below: B texts, W words.
 """
@@ -102,7 +102,7 @@ class TokenFinder:
             any_way: The same, for any text.
             num_columns: How many ragged tensors they make.
         """
-        if self._fast is None or not self._fast.takes_texts:
+        if not self._takes_texts:
             return any_way(texts)
         is_plain = tf.strings.regex_full_match(texts, self._plain_pattern)
         plain, other = tf.where(is_plain)[:, 0], tf.where(~is_plain)[:, 0]
@@ -144,7 +144,7 @@ class TokenFinder:
         return self._of_any(texts, self._offsets_of_lines, self._offsets_of_words)
 
     def _of_any(self, texts: tf.Tensor, of_lines: Callable, of_words: Callable):
-        if self._fast is None or not self._fast.takes_texts:
+        if not self._takes_texts:
             return of_words(self._cleaner(texts))
         return self._cleaner.lines_or_words(texts, of_lines, of_words, self._longest_word)
 
@@ -224,6 +224,10 @@ class TokenFinder:
     @functools.cached_property
     def _fast(self) -> FastWordPiece | None:
         return FastWordPiece(*self._cutting) if self._backend == "tensorflow_text" else None
+
+    @property
+    def _takes_texts(self) -> bool:
+        return self._fast is not None and self._fast.takes_texts
 
     @functools.cached_property
     def _trie(self) -> PieceTrie:

@@ -67,10 +67,14 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a `vocab.txt`: UTF-8, one piece per line, the first line is id 0."""
+        pathlib.Path(path).write_bytes(self.as_bytes())
+
+    def as_bytes(self) -> bytes:
+        """The contents of a `vocab.txt`; raises `ValueError` where a piece has a line break."""
         broken = [piece for piece in self.pieces if "\n" in piece or piece.endswith("\r")]
         if broken:
             raise ValueError(f"A piece with a line break cannot be written to a vocab.txt. Received: {broken[0]!r}.")
-        pathlib.Path(path).write_bytes("".join(f"{piece}\n" for piece in self.pieces).encode())
+        return "".join(f"{piece}\n" for piece in self.pieces).encode()
 
 
 def read_vocabulary(path: str | os.PathLike) -> list[str]:

@@ -71,6 +71,8 @@ def train_wordpiece_vocabulary(
         raise ImportError(
             "train_wordpiece_vocabulary needs the package `tokenizers`. Run `pip install keras_bert_lib[vocabulary]`."
         ) from None
+    if alphabet_size < 1:
+        raise ValueError(f"`alphabet_size` must be at least 1. Received: alphabet_size={alphabet_size}.")
     lines = texts if isinstance(texts, tf.data.Dataset) else _lines(texts)
     spec = lines.element_spec
     if not isinstance(spec, tf.TensorSpec) or spec.dtype != tf.string:

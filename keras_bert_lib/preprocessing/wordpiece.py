@@ -20,6 +20,7 @@ from keras_bert_lib.preprocessing.token_finder import BACKENDS, CONTINUATION, To
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
 UNITS = ("code_points", "bytes")
+_LONGEST_PIECE = 256
 TEXTS = tf.TensorSpec([None], tf.string)
 
 
@@ -52,7 +53,7 @@ class WordPieceTokenizer(keras.layers.Layer):
         mask_token: The piece that hides a token in masked language modelling.
         backend: What finds the pieces: "tensorflow_text", the fastest, or "tensorflow", a loop of TensorFlow's own
             operations, for platforms without that package and servers without its kernels. The ids are the same. `None`
-            takes the former where it is installed.
+            takes the former where it is installed and can.
     Call arguments:
         texts: string [B] or []; a list, a NumPy array or a single Python string too.
     Returns:
@@ -120,7 +121,7 @@ class WordPieceTokenizer(keras.layers.Layer):
             longest_word=max_input_chars_per_word,
             lowercase=lowercase,
             special_tokens=spelled_out,
-            backend=backend or BACKENDS[importlib.util.find_spec("tensorflow_text") is None],
+            backend=self._chosen_backend(),
         )
         self.supports_jit = False  # strings and ragged tensors do not exist in XLA
         self.built = True
@@ -180,6 +181,11 @@ class WordPieceTokenizer(keras.layers.Layer):
         >>> [text[start:end] for start, end in zip(tokens.starts, tokens.ends)]
         ['U\u0308n', 'cut']
         """
+        if isinstance(texts, keras.KerasTensor):
+            raise ValueError(
+                "tokenize_with_offsets takes texts, not the symbolic input of a functional model. Use "
+                "TextPreprocessor(tokenizer, return_offsets=True) there."
+            )
         if unit not in UNITS:
             raise ValueError(f"`unit` must be one of {UNITS}. Received: {unit!r}.")
         texts = as_string_tensor(texts)
@@ -228,6 +234,17 @@ class WordPieceTokenizer(keras.layers.Layer):
     def save_assets(self, directory: str) -> None:
         """Lay a readable `vocab.txt` into the `.keras` file, for people; loading takes the pieces from the config."""
         self.vocabulary.save(pathlib.Path(directory) / "vocab.txt")
+
+    def _chosen_backend(self) -> str:
+        longest = max(self.vocabulary.pieces, key=lambda piece: len(piece.encode()))
+        fits = len(longest.encode()) <= _LONGEST_PIECE
+        if self.backend == "tensorflow_text" and not fits:
+            raise ValueError(
+                f"The kernel of tensorflow_text takes pieces of at most {_LONGEST_PIECE} bytes. Received: a piece of "
+                f'{len(longest.encode())}, {longest[:20]!r}... Use backend="tensorflow".'
+            )
+        installed = importlib.util.find_spec("tensorflow_text") is not None
+        return self.backend or ("tensorflow_text" if installed and fits else "tensorflow")
 
     # Some eighty small operations cost more one by one, eagerly, than the work they do.
     @functools.cached_property

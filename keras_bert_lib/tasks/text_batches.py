@@ -100,7 +100,11 @@ class TextBatches:
             return (features, *(tf.gather(target, rows) for target in targets)) if targets else features
 
         batches = tf.data.experimental.assert_cardinality(-(-len(self) // batch_size))
-        return _tokenize_ahead(rows.apply(batches), load)
+        # Without tf.data's autotuning: an iterator whose parallelism it tunes cannot be given up before its thread
+        # wakes up, which can take as long again as half the epoch that ends.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return _tokenize_ahead(rows.apply(batches), load).with_options(options)
 
 
 def is_text(x: Any) -> bool:
@@ -159,11 +163,5 @@ def tokenized(dataset: tf.data.Dataset, preprocessor: Callable, *, targets: bool
 
 
 def _tokenize_ahead(dataset: tf.data.Dataset, load: Callable) -> tf.data.Dataset:
-    """Map batches while the model is at the one before.
-
-    Without tf.data's autotuning: an iterator whose parallelism it tunes cannot be given up before its thread wakes up,
-    which takes up to half as long as the iterator has lived: half a minute at the end of an epoch of a minute.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.map(load, num_parallel_calls=2).prefetch(2).with_options(options)
+    """Map batches while the model is at the one before."""
+    return dataset.map(load, num_parallel_calls=2).prefetch(2)

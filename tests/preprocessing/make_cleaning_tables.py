@@ -46,9 +46,14 @@ def mapping(outputs: dict[str, str], name: str) -> dict[str, np.ndarray]:
     }
 
 
-def is_settled(character: str, is_punctuation: bool) -> bool:
-    """Whether Unicode will go on to see in a character what the reference sees: what is assigned is not reassigned."""
+def is_settled(character: str, is_punctuation: bool, is_chinese: bool) -> bool:
+    """Whether everybody sees in a character what the reference sees: what is assigned in Unicode is not reassigned.
+
+    The reference's list of Chinese characters leaves out some (U+2B820 to U+2B91F) that BERT's own list has.
+    """
     category = unicodedata.category(character)[0]
+    if unicodedata.name(character, "").startswith("CJK ") and category == "L" and not is_chinese:
+        return False
     return category == "P" or character.isascii() if is_punctuation else category in "LMNS"
 
 
@@ -87,7 +92,9 @@ def main() -> None:
         "chinese": intervals([c for c in CODE_POINTS if chinese.normalize_str(c) == f" {c} "]),
         "whitespace": intervals([c for c, pieces in between_letters.items() if pieces == 2]),
         "punctuation": intervals([c for c, pieces in between_letters.items() if pieces == 3]),
-        "settled": intervals([c for c, pieces in between_letters.items() if is_settled(c, pieces == 3)]),
+        "settled": intervals(
+            [c for c, pieces in between_letters.items() if is_settled(c, pieces == 3, chinese.normalize_str(c) != c)]
+        ),
         "mark": np.array([ord(c) for c in sorted(classes)], "int32"),
         "mark_class": np.array([classes[c] for c in sorted(classes)], "uint8"),
         **mapping({c: strip.normalize_str(c) for c in CODE_POINTS}, "strip"),

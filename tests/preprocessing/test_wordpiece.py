@@ -3,10 +3,12 @@ import random
 import zipfile
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.preprocessing import WordPieceTokenizer
+from keras_bert_lib.preprocessing import TextCleaner, WordPieceTokenizer
+from keras_bert_lib.preprocessing.text_cleaning import SPACE, UNSETTLED, cleaning_table
 from keras_bert_lib.preprocessing.token_finder import BACKENDS
 
 # Characters on which tokenizers disagree: control and format characters, accents that stay and accents that come off,
@@ -118,6 +120,60 @@ def test_texts_of_both_kinds_keep_their_places(tokenizer, texts):
     alone = [tokenizer(text).numpy().tolist() for text in texts]
     assert tokenizer(texts).to_list() == alone
     assert tokenizer.tokenize_with_offsets(texts).token_ids.to_list() == alone
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("chinese", [True, False])
+def test_settled_lines_equal_words_for_every_settled_code_point(lowercase, chinese):
+    """Lines go whole to a kernel with its own idea of spaces, punctuation and Chinese: it must be the reference's."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a", "##b"]
+    options = {"lowercase": lowercase, "handle_chinese_chars": chinese, "strip_accents": False}
+    by_words = WordPieceTokenizer(pieces, backend="tensorflow", **options)
+    by_lines = WordPieceTokenizer(pieces, backend="tensorflow_text", **options)
+    entries = cleaning_table(lowercase, False, chinese, True).entries
+    points = np.delete(np.arange(0x80, 0x110000), np.arange(0xD800 - 0x80, 0xE000 - 0x80)).astype("int32")
+    settled = points[(entries.look_up(points).numpy() & (UNSETTLED | 3)) < SPACE]
+    assert len(settled) > 50_000
+    texts = [f"a{chr(c)}b a {chr(c)}a" for c in settled]
+    for begin in range(0, len(texts), 20_000):
+        batch = tf.constant(texts[begin : begin + 20_000])
+        cleaner = TextCleaner(lowercase, False, chinese)
+        way = cleaner.lines_or_words(batch, lambda lines: tf.constant("lines"), lambda words: tf.constant("words"), 100)
+        assert way == b"lines"
+        for ours, theirs in zip(
+            by_lines.tokenize_with_offsets(batch), by_words.tokenize_with_offsets(batch), strict=True
+        ):
+            np.testing.assert_array_equal(ours.row_splits, theirs.row_splits)
+            np.testing.assert_array_equal(ours.values, theirs.values)
+
+
+def test_short_texts_without_spaces_are_lines_too():
+    texts = tf.constant(["caf\u00e9"] * 200)
+    way = TextCleaner().lines_or_words(
+        texts, lambda lines: lines.longest_run, lambda words: tf.constant(-1, tf.int64), 5
+    )
+    assert way == 4
+
+
+def test_a_character_on_which_the_kernel_differs_equals_the_reference(make_reference, backend):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b", "##a", "\U0002b820", "##\U0002b820"]
+    tokenizer = WordPieceTokenizer(pieces, backend=backend)
+    assert_equals_reference(tokenizer, make_reference(pieces), ["a\U0002b820b a", "\U0002b91fa"])
+
+
+def test_what_the_kernel_cannot_take_goes_to_the_trie(make_reference):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b" * 300]
+    texts = ["a", "b" * 300, "a" * 400]
+    reference = make_reference(pieces)
+    reference._tokenizer.model.max_input_chars_per_word = 10**9
+    assert_equals_reference(WordPieceTokenizer(pieces, max_input_chars_per_word=10**9), reference, texts)
+    with pytest.raises(ValueError, match=r"at most 256 bytes. Received: a piece of 300.*backend=\"tensorflow\""):
+        WordPieceTokenizer(pieces, backend="tensorflow_text")
+
+
+def test_offsets_of_a_symbolic_input_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"Use TextPreprocessor\(tokenizer, return_offsets=True\)"):
+        tokenizer.tokenize_with_offsets(keras.Input((), dtype="string"))
 
 
 def test_offsets_in_bytes(tokenizer):

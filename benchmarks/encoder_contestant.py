@@ -1,4 +1,4 @@
-"""One contestant of forward.py, in a process of its own: it builds one encoder and times it whenever it is told to.
+"""One contestant of encoder.py, in a process of its own: it builds one encoder and times it whenever it is told to.
 
 It runs in the contestant's environment, so it imports nothing but what that contestant needs. See contest.py.
 """
@@ -20,16 +20,23 @@ PRODUCTS_PER_ROUND = 8
 Run = Callable[[], Any]
 
 
-# === Contestants: each returns the forward pass, the product of the peak, and what the row has to say ===
+LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM, CLASSES = 5e-5, 0.01, 1.0, 2
+
+
+# === Contestants: each returns the work, the product of the peak, and what the row has to say ===
 def keras_bert_lib(job: dict) -> tuple[Run, Run, dict]:
     import keras
 
     keras.config.set_dtype_policy(job["precision"])
     import keras_bert_lib as kbl
 
-    model = kbl.models.bert(VOCABULARY_SIZE, **_keras_sizes(job))
+    encoder = kbl.models.bert(VOCABULARY_SIZE, **_keras_sizes(job))
     names = {"token_ids": "token_ids", "segment_ids": "segment_ids", "padding_mask": "padding_mask"}
-    return _tensorflow(job, model, names, {"keras": keras.__version__, "keras_bert_lib": kbl.__version__})
+    versions = {"keras": keras.__version__, "keras_bert_lib": kbl.__version__}
+    if job["work"] == "forward":
+        return _forward(job, encoder, names, versions)
+    optimizer = kbl.training.adamw(LEARNING_RATE, 10, 100_000, WEIGHT_DECAY, CLIP_NORM)
+    return _training(job, encoder, names, versions, keras, optimizer, kbl.training.Model)
 
 
 def keras_hub(job: dict) -> tuple[Run, Run, dict]:
@@ -38,9 +45,13 @@ def keras_hub(job: dict) -> tuple[Run, Run, dict]:
     keras.config.set_dtype_policy(job["precision"])
     import keras_hub
 
-    model = keras_hub.models.BertBackbone(VOCABULARY_SIZE, **_keras_sizes(job))  # GELU by tanh: it offers no other
+    encoder = keras_hub.models.BertBackbone(VOCABULARY_SIZE, **_keras_sizes(job))  # GELU by tanh: it offers no other
     names = {"token_ids": "token_ids", "segment_ids": "segment_ids", "padding_mask": "padding_mask"}
-    return _tensorflow(job, model, names, {"keras": keras.__version__, "keras-hub": keras_hub.__version__})
+    versions = {"keras": keras.__version__, "keras-hub": keras_hub.__version__}
+    if job["work"] == "forward":
+        return _forward(job, encoder, names, versions)
+    optimizer = keras.optimizers.AdamW(LEARNING_RATE, WEIGHT_DECAY, global_clipnorm=CLIP_NORM)
+    return _training(job, encoder, names, versions, keras, optimizer, keras.Model)
 
 
 def model_garden(job: dict) -> tuple[Run, Run, dict]:
@@ -49,7 +60,7 @@ def model_garden(job: dict) -> tuple[Run, Run, dict]:
     from official.nlp.modeling.networks import BertEncoderV2
 
     tf_keras.mixed_precision.set_global_policy(job["precision"])
-    model = BertEncoderV2(
+    encoder = BertEncoderV2(
         VOCABULARY_SIZE,
         hidden_size=job["hidden_dim"],
         num_layers=job["num_layers"],
@@ -60,7 +71,11 @@ def model_garden(job: dict) -> tuple[Run, Run, dict]:
     )
     names = {"token_ids": "input_word_ids", "segment_ids": "input_type_ids", "padding_mask": "input_mask"}
     versions = {"tf-keras": tf_keras.__version__, "tf-models-official": version("tf-models-official")}
-    return _tensorflow(job, model, names, versions)
+    if job["work"] == "forward":
+        return _forward(job, encoder, names, versions)
+    encoder(encoder.inputs)
+    optimizer = tf_keras.optimizers.AdamW(LEARNING_RATE, WEIGHT_DECAY, global_clipnorm=CLIP_NORM)
+    return _training(job, encoder, names, versions, tf_keras, optimizer, tf_keras.Model)
 
 
 def transformers(job: dict) -> tuple[Run, Run, dict]:
@@ -78,6 +93,8 @@ def transformers(job: dict) -> tuple[Run, Run, dict]:
     )
     storage = torch.bfloat16 if job["precision"] == "bfloat16" else torch.float32
     model = BertModel(config).eval().to(storage)
+    head = torch.nn.Linear(job["hidden_dim"], CLASSES)
+    parameters = [*model.parameters(), *head.parameters()]
     shape = (job["batch_size"], job["sequence_length"])
     token_ids = torch.randint(1, VOCABULARY_SIZE, shape)
     segment_ids, attention_mask = torch.zeros_like(token_ids), torch.ones_like(token_ids)
@@ -85,30 +102,42 @@ def transformers(job: dict) -> tuple[Run, Run, dict]:
     product_type = torch.float32 if job["precision"] == "float32" else torch.bfloat16
     left, right = torch.randn(rows, inner, dtype=product_type), torch.randn(inner, columns, dtype=product_type)
 
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=job["precision"] == "mixed_bfloat16")
+
     def forward():
-        mixed = torch.autocast("cpu", torch.bfloat16, enabled=job["precision"] == "mixed_bfloat16")
         with torch.inference_mode(), mixed:
             return model(token_ids, attention_mask, segment_ids).last_hidden_state
 
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    labels = torch.zeros(job["batch_size"], dtype=torch.int64)
+
+    def training_step():
+        with mixed:
+            logits = head(model(token_ids, attention_mask, segment_ids).pooler_output)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+
     assert forward().shape == (*shape, job["hidden_dim"])
+    work = forward
+    if job["work"] == "training":
+        model.train()
+        work = training_step
     facts = {"torch": torch.__version__, "transformers": version("transformers")}
-    return forward, lambda: left @ right, {"versions": facts, "onednn": torch.backends.mkldnn.is_available()}
+    return work, lambda: left @ right, {"versions": facts, "onednn": torch.backends.mkldnn.is_available()}
 
 
 def _keras_sizes(job: dict) -> dict:
     return {key: job[key] for key in ("num_layers", "hidden_dim", "num_heads", "intermediate_dim")}
 
 
-def _tensorflow(job: dict, model, names: dict[str, str], versions: dict) -> tuple[Run, Run, dict]:
+def _forward(job: dict, model, names: dict[str, str], versions: dict) -> tuple[Run, Run, dict]:
     """The concrete function of any TensorFlow contestant: batch and length free, as in a SavedModel that serves."""
     import tensorflow as tf
-    from tensorflow.python.util import _pywrap_util_port  # The only place that tells whether oneDNN is really on.
 
-    tf.random.set_seed(0)
     shape = (job["batch_size"], job["sequence_length"])
-    token_ids = tf.random.uniform(shape, 1, VOCABULARY_SIZE, tf.int32)
-    ours = {"token_ids": token_ids, "segment_ids": tf.zeros_like(token_ids), "padding_mask": tf.ones_like(token_ids)}
-    inputs = {names[name]: value for name, value in ours.items()}
+    inputs = _inputs(job, names)
     model(inputs, training=False)
     for variable in model.trainable_variables:
         if len(variable.shape) == 1:  # Biases and norms: what is exactly zero or one may be folded out of the graph.
@@ -118,6 +147,35 @@ def _tensorflow(job: dict, model, names: dict[str, str], versions: dict) -> tupl
     function = tf.function(lambda features: model(features, training=False)["sequence_output"], autograph=False)
     forward = function.get_concrete_function(specs)
     assert forward(inputs).shape == (*shape, job["hidden_dim"]), "not the shape of a hidden state"
+    return lambda: forward(inputs), *_tensorflow_product(job, versions)
+
+
+def _training(job: dict, encoder, names, versions: dict, keras, optimizer, model_class) -> tuple[Run, Run, dict]:
+    """The function that `fit` calls for each batch, with a classifier on the pooled output."""
+    import tensorflow as tf
+
+    pooled = encoder(encoder.input)["pooled_output"]
+    model = model_class(encoder.input, keras.layers.Dense(CLASSES, dtype="float32")(pooled))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=False)
+    inputs, labels = _inputs(job, names), tf.zeros([job["batch_size"]], tf.int32)
+    step = model.make_train_function()
+    batches = iter(tf.data.Dataset.from_tensors((inputs, labels)).repeat())
+    return lambda: step(batches), *_tensorflow_product(job, versions)
+
+
+def _inputs(job: dict, names: dict[str, str]) -> dict:
+    import tensorflow as tf
+
+    tf.random.set_seed(0)
+    token_ids = tf.random.uniform((job["batch_size"], job["sequence_length"]), 1, VOCABULARY_SIZE, tf.int32)
+    ours = {"token_ids": token_ids, "segment_ids": tf.zeros_like(token_ids), "padding_mask": tf.ones_like(token_ids)}
+    return {names[name]: value for name, value in ours.items()}
+
+
+def _tensorflow_product(job: dict, versions: dict) -> tuple[Run, dict]:
+    import tensorflow as tf
+    from tensorflow.python.util import _pywrap_util_port  # The only place that tells whether oneDNN is really on.
 
     product_type = tf.float32 if job["precision"] == "float32" else tf.bfloat16
     rows, inner, columns = PRODUCT
@@ -125,7 +183,7 @@ def _tensorflow(job: dict, model, names: dict[str, str], versions: dict) -> tupl
     right = tf.Variable(tf.cast(tf.random.normal([inner, columns]), product_type))
     product = tf.function(lambda: tf.matmul(left, right), autograph=False).get_concrete_function()
     facts = {"versions": {"tensorflow": tf.__version__, **versions}, "onednn": _pywrap_util_port.IsMklEnabled()}
-    return lambda: forward(inputs), product, facts
+    return product, facts
 
 
 # === Turns ===
@@ -141,16 +199,16 @@ def _seconds(run: Run, times: int) -> tuple[list[float], list[float]]:
 
 
 def _timed(contestant: Callable[[dict], tuple[Run, Run, dict]]) -> Callable:
-    """A contestant whose turn times its product, its forward pass, and its product again."""
+    """A contestant whose turn times its product, its work, and its product again."""
 
     def prepare(job: dict):
-        forward, product, facts = contestant(job)
+        work, product, facts = contestant(job)
         _seconds(product, 3)
-        _seconds(forward, 2)
+        _seconds(work, 2)
 
         def turn():
             before, _ = _seconds(product, PRODUCTS_PER_ROUND)
-            wall, processor = _seconds(forward, job["calls"])
+            wall, processor = _seconds(work, job["calls"])
             after, _ = _seconds(product, PRODUCTS_PER_ROUND)
             return {"seconds": wall, "processor_seconds": processor, "product_seconds": before + after}
 
