@@ -159,7 +159,8 @@ def _training(job: dict, encoder, names, versions: dict, keras, optimizer, model
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=False)
     inputs, labels = _inputs(job, names), tf.zeros([job["batch_size"]], tf.int32)
-    step = model.make_train_function()
+    model.make_train_function()
+    step = model.train_function
     batches = iter(tf.data.Dataset.from_tensors((inputs, labels)).repeat())
     return lambda: step(batches), *_tensorflow_product(job, versions)
 

@@ -205,6 +205,7 @@ def save_tokenizer(tokenizer: preprocessing.WordPieceTokenizer, directory: str |
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # BertTokenizer would build its own and read half of the options
         **{key: getattr(tokenizer, name) for key, name in _ARGUMENTS.items()},
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     }
     for name, content in (("tokenizer.json", _tokenizer_json(tokenizer)), ("tokenizer_config.json", config)):
         (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
