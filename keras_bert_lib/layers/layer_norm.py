@@ -54,7 +54,7 @@ class LayerNorm(keras.layers.Layer):
 
 
 def _layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """The norm in float32, with its gradient by hand: TensorFlow's own takes half as long again."""
+    """The norm in float32, with its gradient by hand, which needs fewer passes over the rows than TensorFlow's own."""
 
     @tf.custom_gradient
     def normalize(x, gamma, beta):

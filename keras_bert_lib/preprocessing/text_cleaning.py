@@ -128,7 +128,8 @@ class TextCleaner:
     ):
         strip_accents = lowercase if strip_accents is None else strip_accents
         self._table = cleaning_table(lowercase, strip_accents, handle_chinese_chars, clean_text)
-        self._special_tokens = special_tokens
+        self.lowercase = lowercase
+        self.special_tokens = special_tokens
 
     def __call__(self, texts: tf.Tensor) -> CleanedText:
         """Cleans a batch of texts; see the class."""
@@ -153,7 +154,7 @@ class TextCleaner:
         table = self._table
         decoded = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
         code_points, source_splits = decoded.values, decoded.row_splits  # [N], [B + 1]
-        for index, token in enumerate(self._special_tokens):
+        for index, token in enumerate(self.special_tokens):
             code_points = _replace_token(code_points, source_splits, token, SPECIAL_TOKENS_START + index)
         entries = table.entries.look_up(code_points)
 

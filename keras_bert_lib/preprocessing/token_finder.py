@@ -51,8 +51,6 @@ class TokenFinder:
         cleaner: What takes texts apart into words.
         unk_token: The piece for words that cannot be cut.
         longest_word: A word of more characters than this is unknown.
-        lowercase: Whether the cleaner lowers the case.
-        special_tokens: Those that the cleaner looks for, in its order.
         backend: One of `BACKENDS`.
     """
 
@@ -62,16 +60,13 @@ class TokenFinder:
         cleaner: TextCleaner,
         unk_token: str,
         longest_word: int,
-        lowercase: bool,
-        special_tokens: tuple[str, ...],
         backend: str,
     ):
         self._vocabulary = vocabulary
         self._cleaner = cleaner
         self._unk_token = unk_token
         self._longest_word = longest_word
-        self._lowercase = lowercase
-        self._special_tokens = special_tokens
+        self._special_tokens = cleaner.special_tokens
         self._backend = backend
 
     def token_ids(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -123,7 +118,7 @@ class TokenFinder:
         return [tokens.with_values(column) for column in columns]
 
     def _plain_tokens(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
-        return self._fast.tokenize_plain(tf.strings.lower(texts) if self._lowercase else texts)
+        return self._fast.tokenize_plain(tf.strings.lower(texts) if self._cleaner.lowercase else texts)
 
     def _plain_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
         token_ids, starts, ends = self._plain_tokens(texts)
@@ -252,10 +247,6 @@ class TokenFinder:
         return np.array([len(piece.removeprefix(CONTINUATION)) for piece in self._vocabulary.pieces], "int64")
 
 
-def _rows(values: tf.Tensor, splits: tf.Tensor) -> tf.RaggedTensor:
-    return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
-
-
 def _run_unless_empty(way: Callable, texts: tf.Tensor, num_columns: int) -> tuple[tf.Tensor, ...]:
     """Row lengths int64 [b] and columns int32 [tokens] of what `way` makes of texts [b]."""
 
@@ -271,4 +262,5 @@ def _run_unless_empty(way: Callable, texts: tf.Tensor, num_columns: int) -> tupl
 
 def _by_text(pieces: tf.RaggedTensor, cleaned: CleanedText) -> tf.RaggedTensor:
     """Regroup the pieces of words [W, (pieces)] into the tokens of texts [B, (tokens)]."""
-    return _rows(pieces.values, tf.gather(pieces.row_splits, cleaned.text_splits))
+    splits = tf.gather(pieces.row_splits, cleaned.text_splits)
+    return tf.RaggedTensor.from_row_splits(pieces.values, splits, validate=False)

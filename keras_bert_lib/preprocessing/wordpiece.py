@@ -119,8 +119,6 @@ class WordPieceTokenizer(keras.layers.Layer):
             TextCleaner(lowercase, strip_accents, handle_chinese_chars, clean_text, spelled_out),
             unk_token,
             longest_word=max_input_chars_per_word,
-            lowercase=lowercase,
-            special_tokens=spelled_out,
             backend=self._chosen_backend(),
         )
         self.supports_jit = False  # strings and ragged tensors do not exist in XLA
