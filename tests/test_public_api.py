@@ -26,6 +26,7 @@ PUBLIC_NAMES = {
         "RemovePadding",
         "RestorePadding",
         "SelfAttention",
+        "TokenLayout",
         "TransformerEmbeddings",
         "TransformerEncoder",
     ],

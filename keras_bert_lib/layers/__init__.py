@@ -2,7 +2,7 @@
 
 Shape letters, in every docstring and comment: B batch, S sequence, D hidden_dim, H heads, K head width (D = H x K),
 F intermediate_dim, E embedding_dim, V vocabulary, M masked positions, C classes, T tokens laid end to end (B x S rows
-where padding is kept), L tokens of the longest sequence.
+where padding is kept).
 """
 
 from keras_bert_lib.layers.dropout import Dropout
@@ -10,7 +10,7 @@ from keras_bert_lib.layers.embeddings import TransformerEmbeddings
 from keras_bert_lib.layers.feed_forward import FeedForward
 from keras_bert_lib.layers.heads import ClassificationHead, MaskedLMHead, NextSentenceHead
 from keras_bert_lib.layers.layer_norm import LayerNorm
-from keras_bert_lib.layers.padding import RemovePadding, RestorePadding
+from keras_bert_lib.layers.padding import RemovePadding, RestorePadding, TokenLayout
 from keras_bert_lib.layers.pooling import CLSPooler, MeanPooler
 from keras_bert_lib.layers.self_attention import SelfAttention
 from keras_bert_lib.layers.transformer_encoder import TransformerEncoder
@@ -27,6 +27,7 @@ __all__ = [
     "RemovePadding",
     "RestorePadding",
     "SelfAttention",
+    "TokenLayout",
     "TransformerEmbeddings",
     "TransformerEncoder",
 ]

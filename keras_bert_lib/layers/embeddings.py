@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.initializers import truncated_normal
 from keras_bert_lib.layers.layer_norm import LayerNorm
+from keras_bert_lib.layers.token_layout import PackedLayout
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -28,8 +29,9 @@ class TransformerEmbeddings(keras.layers.Layer):
     Call arguments:
         token_ids: int [B, S], each in [0, V).
         segment_ids: int [B, S], each in [0, num_segments). `None`: all tokens are of segment 0.
+        layout: What `TokenLayout` made, to embed the real tokens alone. `None` embeds every position.
     Returns:
-        float [B, S, D], in the compute dtype.
+        float [B, S, D], or [T, D] with `layout`; in the compute dtype.
     Raises:
         ValueError: if S is above `max_sequence_length`, or if there are `segment_ids` but no segment table.
         tf.errors.InvalidArgumentError: the former, where S is only known when the graph runs.
@@ -81,27 +83,32 @@ class TransformerEmbeddings(keras.layers.Layer):
             rows, self.embedding_dim, truncated_normal(), name=name, dtype=self.dtype_policy.variable_dtype
         )
 
-    def build(self, token_ids_shape, segment_ids_shape=None):
+    def build(self, token_ids_shape, segment_ids_shape=None, layout_shape=None):
         for table in filter(None, (self.token, self.position, self.segment)):
             table.build()
         self.norm.build((None, self.embedding_dim))
         if self.projection is not None:
             self.projection.build((None, self.embedding_dim))
 
-    def call(self, token_ids, segment_ids=None, training=False):
+    def call(self, token_ids, segment_ids=None, layout=None, training=False):
         if segment_ids is not None and self.segment is None:
             raise ValueError("`segment_ids` were passed, but the layer has no segment table: num_segments=0.")
-        x = self.token(token_ids) + self._position_rows(token_ids)  # [B, S, E]
+        positions = tf.range(self._checked_length(token_ids))  # [S]
+        if layout is not None:
+            tokens = PackedLayout(layout)
+            token_ids, positions = tokens.tokens(token_ids), tokens.positions()  # [T]
+            segment_ids = None if segment_ids is None else tokens.tokens(segment_ids)
+        x = self.token(token_ids) + self.position(positions)  # [B, S, E] or [T, E]
         if self.segment is not None:
-            x += self.segment(tf.zeros([1, 1], tf.int32) if segment_ids is None else segment_ids)
+            x += self.segment(tf.zeros([1], tf.int32) if segment_ids is None else segment_ids)
         x = self.dropout(self.norm(x), training=training)
         if self.projection is None:
             return x
         rows = self.projection(tf.reshape(x, [-1, self.embedding_dim]))
         return tf.reshape(rows, tf.concat([tf.shape(token_ids), [self.hidden_dim]], axis=0))
 
-    def _position_rows(self, token_ids: tf.Tensor) -> tf.Tensor:
-        """[S, E]: the first S rows of the position table."""
+    def _checked_length(self, token_ids: tf.Tensor) -> tf.Tensor | int:
+        """The length S, which the position table must have the rows for."""
         length = token_ids.shape[1]
         message = (
             f"The position table has max_sequence_length={self.max_sequence_length} rows. Received: token_ids of shape "
@@ -110,13 +117,13 @@ class TransformerEmbeddings(keras.layers.Layer):
         if length is not None:
             if length > self.max_sequence_length:
                 raise ValueError(message)
-            return self.position(tf.range(length))
+            return length
         length = tf.shape(token_ids)[1]
         with tf.control_dependencies([tf.debugging.assert_less_equal(length, self.max_sequence_length, message)]):
-            return self.position(tf.range(length))
+            return tf.identity(length)
 
-    def compute_output_shape(self, token_ids_shape, segment_ids_shape=None):
-        return (*token_ids_shape, self.hidden_dim)
+    def compute_output_shape(self, token_ids_shape, segment_ids_shape=None, layout_shape=None):
+        return (*(token_ids_shape if layout_shape is None else layout_shape["position_of_row"]), self.hidden_dim)
 
     def get_config(self):
         return {

@@ -1,4 +1,4 @@
-"""Computing on real tokens only: between these two layers a batch is its tokens, laid end to end."""
+"""Computing on real tokens only: between these layers a batch is its tokens, laid end to end."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from keras_bert_lib.layers.token_layout import PackedLayout, packed_layout
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
-class RemovePadding(keras.layers.Layer):
-    """Takes the real tokens out of a padded batch.
+class TokenLayout(keras.layers.Layer):
+    """Plans how the real tokens of a padded batch lie, end to end, and which sequences share a block of attention.
 
-    `TransformerEncoder` and `SelfAttention` take the tokens with `layout=`, and give the same results for them as with
-    `padding_mask=`; only the attention product itself still runs sequence by sequence. The number of tokens depends on
-    the data, so XLA cannot compile it: keep the padding there.
+    Layers that take the layout with `layout=` compute on real tokens alone, and give the same results for them as with
+    `padding_mask=`: `TransformerEmbeddings`, `TransformerEncoder`, `SelfAttention`, the poolers, `RemovePadding` and
+    `RestorePadding`. The number of tokens depends on the data, so XLA cannot compile it: keep the padding there.
 
     Call arguments:
-        inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. Padding may stand anywhere.
     Returns:
-        tokens float [T, D], and `layout`, a dict of int32 tensors that says where they lay.
+        A dict of int32 tensors [T], [B, S] and [N, P]: for the layers that take it, and for nobody to build on.
     Example:
-    >>> from keras_bert_lib.layers import TransformerEncoder
-    >>> x, mask = keras.ops.ones((2, 3, 8)), keras.ops.array([[1, 1, 0], [1, 0, 0]])
-    >>> tokens, layout = RemovePadding()(x, padding_mask=mask)
+    >>> from keras_bert_lib.layers import TransformerEmbeddings, TransformerEncoder
+    >>> token_ids, mask = keras.ops.array([[5, 6, 0], [7, 0, 0]]), keras.ops.array([[1, 1, 0], [1, 0, 0]])
+    >>> layout = TokenLayout()(mask)
+    >>> tokens = TransformerEmbeddings(vocabulary_size=10, hidden_dim=8)(token_ids, layout=layout)
     >>> tokens = TransformerEncoder(num_heads=2, intermediate_dim=32)(tokens, layout=layout)
     >>> tuple(tokens.shape), tuple(RestorePadding()(tokens, layout=layout).shape)
     ((3, 8), (2, 3, 8))
@@ -31,35 +31,60 @@ class RemovePadding(keras.layers.Layer):
     References: Zeng et al. 2022, arXiv 2208.08124; Portes et al. 2023, arXiv 2312.17482, sec. 2.
     """
 
-    def call(self, inputs, padding_mask):
-        layout = packed_layout(padding_mask)
-        return PackedLayout(layout).remove_padding(inputs), layout
+    def call(self, padding_mask):
+        return packed_layout(padding_mask)
 
-    def compute_output_shape(self, inputs_shape, padding_mask_shape):
-        lengths = {"position_of_row": (None,), "slot_of_row": (None,)}
-        tables = {"row_of_position": padding_mask_shape, "row_of_slot": (padding_mask_shape[0], None)}
-        return (None, inputs_shape[-1]), {**lengths, **tables}
+    def compute_output_shape(self, padding_mask_shape):
+        return {
+            "position_of_row": (None,),
+            "sequence_of_row": (None,),
+            "row_of_position": padding_mask_shape,
+            "row_of_long_slot": (None, None),
+            "long_slot_of_row": (None,),
+            "row_of_short_slot": (None, None),
+            "short_slot_of_row": (None,),
+        }
 
-    def compute_output_spec(self, inputs, padding_mask):
-        tokens, layout = self.compute_output_shape(inputs.shape, padding_mask.shape)
-        layout = {name: keras.KerasTensor(shape, dtype="int32") for name, shape in layout.items()}
-        return keras.KerasTensor(tokens, dtype=self.compute_dtype), layout
+    def compute_output_spec(self, padding_mask):
+        shapes = self.compute_output_shape(padding_mask.shape)
+        return {name: keras.KerasTensor(shape, dtype="int32") for name, shape in shapes.items()}
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class RemovePadding(keras.layers.Layer):
+    """Takes the real tokens out of a padded batch.
+
+    Call arguments:
+        inputs: float [B, S, D].
+        layout: What `TokenLayout` made of the batch's `padding_mask`.
+    Returns:
+        float [T, D], in the compute dtype.
+    Example:
+    >>> layout = TokenLayout()(keras.ops.array([[1, 1, 0]]))
+    >>> RemovePadding()(keras.ops.array([[[2.0], [3.0], [9.0]]]), layout=layout).numpy().ravel().tolist()
+    [2.0, 3.0]
+    """
+
+    def call(self, inputs, layout):
+        return PackedLayout(layout).remove_padding(inputs)
+
+    def compute_output_shape(self, inputs_shape, layout_shape):
+        return (*layout_shape["position_of_row"], inputs_shape[-1])
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
 class RestorePadding(keras.layers.Layer):
-    """Puts tokens back to where `RemovePadding` took them from.
+    """Puts tokens back to where they stand in the padded batch.
 
     Call arguments:
         inputs: float [T, D].
-        layout: What `RemovePadding` returned.
+        layout: What `TokenLayout` made of the batch's `padding_mask`.
     Returns:
         float [B, S, D], in the compute dtype; zeros where there is padding.
     Example:
-    >>> x, mask = keras.ops.ones((1, 3, 1)), keras.ops.array([[1, 0, 1]])
-    >>> tokens, layout = RemovePadding()(x, padding_mask=mask)
-    >>> RestorePadding()(tokens, layout=layout).numpy().ravel().tolist()
-    [1.0, 0.0, 1.0]
+    >>> layout = TokenLayout()(keras.ops.array([[1, 0, 1]]))
+    >>> RestorePadding()(keras.ops.array([[2.0], [3.0]]), layout=layout).numpy().ravel().tolist()
+    [2.0, 0.0, 3.0]
     """
 
     def call(self, inputs, layout):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.initializers import truncated_normal
-from keras_bert_lib.layers.token_layout import PackedLayout, PaddedLayout, layout_of
+from keras_bert_lib.layers.token_layout import AttentionInputs, PackedLayout, PaddedLayout, layout_of
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -24,7 +24,7 @@ class SelfAttention(keras.layers.Layer):
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
-        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `RemovePadding` gave with them.
+        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `TokenLayout` made.
     Returns:
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing.
     Raises:
@@ -70,22 +70,18 @@ class SelfAttention(keras.layers.Layer):
 
         Products on 2-D rows, with the bias added right behind them, are what oneDNN's graph pass can fuse.
         """
-        width = rows.shape[-1]
-        head_width = width // self.num_heads
-        qkv = layout.sequences(self.qkv(rows))  # [B, S, 3 D]
-        batch, length = tf.shape(qkv)[0], tf.shape(qkv)[1]
-        qkv = tf.reshape(qkv, [batch, length, 3, self.num_heads, head_width])
-        query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # [B, H, S, K] each
-        scores = tf.matmul(query, key, transpose_b=True) * (1 / math.sqrt(head_width))  # [B, H, S, S]
-        bias = layout.attention_bias(scores.dtype)
+        blocks = layout.attention_inputs(self.qkv(rows), self.num_heads)
+        rows_attended = layout.attention_outputs([self._attend(block, training) for block in blocks])
+        # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.
+        return self.projection(tf.reshape(rows_attended, tf.shape(rows)))
+
+    def _attend(self, block: AttentionInputs, training: bool) -> tf.Tensor:
+        query, key, value, bias = block  # [N, H, P, K] each
+        scores = tf.matmul(query, key, transpose_b=True) * (1 / math.sqrt(query.shape[-1]))  # [N, H, P, P]
         if bias is not None:
             scores += bias
-        weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), rows.dtype)
-        weights = self.dropout(weights, training=training)
-        context = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])  # [B, S, H, K]
-        context = layout.rows(tf.reshape(context, [batch, length, width]))
-        # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.
-        return self.projection(tf.reshape(context, tf.shape(rows)))
+        weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), value.dtype)
+        return tf.matmul(self.dropout(weights, training=training), value)  # [N, H, P, K]
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape

@@ -33,7 +33,7 @@ class TransformerEncoder(keras.layers.Layer):
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
-        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `RemovePadding` gave with them.
+        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `TokenLayout` made.
     Returns:
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing.
     Example:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import keras
 
-from keras_bert_lib.layers import CLSPooler, RemovePadding, RestorePadding, TransformerEmbeddings, TransformerEncoder
+from keras_bert_lib.layers import CLSPooler, RestorePadding, TokenLayout, TransformerEmbeddings, TransformerEncoder
 
 
 def transformer_model(
@@ -97,13 +97,14 @@ def transformer_model(
     # === Graph ===
     names = ("token_ids", "segment_ids", "padding_mask") if num_segments else ("token_ids", "padding_mask")
     inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
-    x = embeddings(inputs["token_ids"], inputs.get("segment_ids"))
-    tokens = {"padding_mask": inputs["padding_mask"]}
+    layout, tokens = None, {"padding_mask": inputs["padding_mask"]}
     if padding == "remove":
-        x, layout = RemovePadding(name="remove_padding")(x, padding_mask=inputs["padding_mask"])
+        layout = TokenLayout(name="token_layout")(inputs["padding_mask"])
         tokens = {"layout": layout}
+    x = embeddings(inputs["token_ids"], inputs.get("segment_ids"), layout=layout)
     for layer in range(num_layers):
         x = blocks[layer * num_groups // num_layers](x, **tokens)
+    pooled = pooler(x, layout=layout)
     if padding == "remove":
         x = RestorePadding(name="restore_padding")(x, layout=layout)
-    return keras.Model(inputs, {"sequence_output": x, "pooled_output": pooler(x)}, name=name)
+    return keras.Model(inputs, {"sequence_output": x, "pooled_output": pooled}, name=name)

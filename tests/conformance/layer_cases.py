@@ -33,9 +33,10 @@ class LayerCase:
         inputs: A padded batch, by the names of `call`.
         output_dtype: "float32" where it is so under any policy; `None`: the compute dtype.
         per_token: Whether the output is [B, S, ...], one row a position of the padded batch.
-        packed: The layer is called with tokens and `layout`: what `RemovePadding` makes of `inputs`.
+        packed: The layer is called with `layout` instead of `padding_mask`.
         drops: Whether the output depends on random numbers in training.
         data_dependent: Whether the shape of the output depends on the values of the inputs.
+        takes_tokens: Of a packed layer: whether `inputs` are tokens [T, D]; otherwise they are the padded batch.
         uses: The variables that the output depends on.
     """
 
@@ -47,6 +48,7 @@ class LayerCase:
     packed: bool = False
     drops: bool = False
     data_dependent: bool = False
+    takes_tokens: bool = True
     uses: Callable[[keras.layers.Layer], list[keras.Variable]] = lambda layer: layer.trainable_variables
 
     @property
@@ -63,8 +65,10 @@ class LayerCase:
         inputs = {name: tf.convert_to_tensor(x) for name, x in (inputs or self.inputs).items()}
         if not self.packed:
             return inputs
-        tokens, layout = layers.RemovePadding(dtype="float32")(inputs["inputs"], padding_mask=inputs["padding_mask"])
-        return {"inputs": tokens, "layout": layout}
+        layout = layers.TokenLayout()(inputs.pop("padding_mask"))
+        if "inputs" in inputs and self.takes_tokens:
+            inputs["inputs"] = layers.RemovePadding(dtype="float32")(inputs["inputs"], layout=layout)
+        return {**inputs, "layout": layout}
 
     def signature(self) -> dict[str, Any]:
         """Specs of the arguments with every size unknown but the width of the vectors."""
@@ -109,7 +113,14 @@ CASES = [
     LayerCase("TransformerEncoder", lambda **options: layers.TransformerEncoder(2, 16, **options), _PADDED, drops=True),
     LayerCase("TransformerEncoder-pre_norm", _pre_norm_block, _PADDED, drops=True),
     LayerCase("TransformerEncoder-layout", _pre_norm_block, _PADDED, per_token=False, packed=True, drops=True),
-    LayerCase("RemovePadding", layers.RemovePadding, _PADDED, per_token=False, data_dependent=True),
+    LayerCase(
+        "TokenLayout",
+        layers.TokenLayout,
+        {"padding_mask": PADDING_MASK},
+        output_dtype="int32",
+        data_dependent=True,
+    ),
+    LayerCase("RemovePadding", layers.RemovePadding, _PADDED, per_token=False, packed=True, takes_tokens=False),
     LayerCase("RestorePadding", layers.RestorePadding, _PADDED, packed=True),
     LayerCase(
         "TransformerEmbeddings",
@@ -125,8 +136,20 @@ CASES = [
         {"token_ids": TOKEN_IDS},
         drops=True,
     ),
+    LayerCase(
+        "TransformerEmbeddings-layout",
+        lambda **options: layers.TransformerEmbeddings(
+            VOCABULARY, WIDTH, 4, POSITIONS, num_segments=3, dropout=0.2, **options
+        ),
+        {"token_ids": TOKEN_IDS, "segment_ids": SEGMENT_IDS, "padding_mask": PADDING_MASK},
+        per_token=False,
+        packed=True,
+        drops=True,
+    ),
     LayerCase("CLSPooler", layers.CLSPooler, {"inputs": HIDDEN}, per_token=False),
+    LayerCase("CLSPooler-layout", layers.CLSPooler, _PADDED, per_token=False, packed=True),
     LayerCase("MeanPooler", layers.MeanPooler, _PADDED, per_token=False),
+    LayerCase("MeanPooler-layout", layers.MeanPooler, _PADDED, per_token=False, packed=True),
     LayerCase(
         "MaskedLMHead",
         _masked_lm_head,
@@ -168,8 +191,8 @@ def call(layer: Callable, arguments: dict, **options):
 
 
 def vectors(output) -> tf.Tensor:
-    """The float tensor of an output: all of it, but for `RemovePadding`."""
-    return tf.cast(tf.nest.flatten(output)[0], tf.float32)
+    """The output in float32; of a `TokenLayout`, one of its tables."""
+    return tf.cast(output["row_of_position"] if isinstance(output, dict) else output, tf.float32)
 
 
 def built(case: LayerCase, **options) -> keras.layers.Layer:

@@ -57,7 +57,7 @@ def test_no_mask_is_a_mask_of_ones_and_other_masks_count(case):
     np.testing.assert_allclose(call(layer, without), everything, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", MASKED, ids=by_name)
+@pytest.mark.parametrize("case", [case for case in MASKED if "inputs" in case.inputs], ids=by_name)
 def test_no_gradient_flows_from_real_tokens_into_padding(case):
     layer = built(case)
     inputs = {name: tf.constant(x) for name, x in case.inputs.items()}
@@ -68,4 +68,5 @@ def test_no_gradient_flows_from_real_tokens_into_padding(case):
         loss = tf.reduce_sum(tf.square(real - 1.0))
     gradient = tape.gradient(loss, inputs["inputs"]).numpy()
     assert not gradient[PADDING_MASK == 0].any()
-    assert gradient[PADDING_MASK == 1].any(axis=-1).all()
+    if "CLSPooler" not in case.name:  # which looks at the first token alone
+        assert gradient[PADDING_MASK == 1].any(axis=-1).all()

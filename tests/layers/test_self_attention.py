@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers import RemovePadding, SelfAttention
+from keras_bert_lib.layers import RemovePadding, RestorePadding, SelfAttention, TokenLayout
 
 from . import numpy_reference as reference
 
@@ -33,9 +33,10 @@ def test_equals_numpy_without_a_mask():
 
 def test_packed_tokens_equal_numpy():
     layer = _attention()
-    expected = reference.attention(X, MASK, 2, reference.weights_of(layer))[MASK == 1]
-    tokens, layout = RemovePadding()(X, padding_mask=MASK)
-    np.testing.assert_allclose(layer(tokens, layout=layout), expected, rtol=1e-5, atol=1e-5)
+    expected = reference.attention(X, MASK, 2, reference.weights_of(layer)) * MASK[..., np.newaxis]
+    layout = TokenLayout()(MASK)
+    tokens = layer(RemovePadding()(X, layout=layout), layout=layout)
+    np.testing.assert_allclose(RestorePadding()(tokens, layout=layout), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_large_scores_do_not_overflow():

@@ -9,52 +9,110 @@ X = np.arange(3 * 4 * 2, dtype="float32").reshape(3, 4, 2)
 
 
 def test_packed_layout_numbers_every_token_three_times():
+    """The second sequence is longer, so its tokens come first; both share one block."""
     layout = {name: x.numpy().tolist() for name, x in packed_layout(tf.constant(MASK)).items()}
     assert layout == {
-        "position_of_row": [0, 1, 8, 10, 11],  # in [B, S], row by row
-        "slot_of_row": [0, 1, 6, 7, 8],  # in [B, L], L = 3
-        "row_of_position": [[0, 1, -1, -1], [-1, -1, -1, -1], [2, -1, 3, 4]],
-        "row_of_slot": [[0, 1, -1], [-1, -1, -1], [2, 3, 4]],
+        "position_of_row": [8, 10, 11, 0, 1],  # in [B, S], row by row
+        "sequence_of_row": [2, 2, 2, 0, 0],
+        "row_of_position": [[3, 4, -1, -1], [-1, -1, -1, -1], [0, -1, 1, 2]],
+        "row_of_long_slot": [],
+        "long_slot_of_row": [],
+        "row_of_short_slot": [[0, 1, 2, 3, 4]],
+        "short_slot_of_row": [0, 1, 2, 3, 4],
     }
+
+
+def test_rows_of_the_two_groups_follow_each_other():
+    lengths = np.array([3, 100, 0, 2, 60])
+    mask = (np.arange(100) < lengths[:, np.newaxis]).astype("int32")
+    layout = {name: x.numpy() for name, x in packed_layout(tf.constant(mask)).items()}
+    long, short = layout["row_of_long_slot"], layout["row_of_short_slot"]
+    assert (long.shape, short.shape) == ((1, 100), (2, 60))
+    np.testing.assert_array_equal(np.concatenate([long[long >= 0], short[short >= 0]]), np.arange(165))
+    for rows, slots in ((long, layout["long_slot_of_row"]), (short, layout["short_slot_of_row"])):
+        np.testing.assert_array_equal(rows.ravel()[slots], rows[rows >= 0])
+        for block in rows:  # whole sequences only
+            for sequence in set(layout["sequence_of_row"][block[block >= 0]]):
+                assert np.sum(layout["sequence_of_row"][block[block >= 0]] == sequence) == lengths[sequence]
+    np.testing.assert_array_equal(layout["position_of_row"] // 100, layout["sequence_of_row"])
+    real = layout["row_of_position"] >= 0
+    np.testing.assert_array_equal(real, mask == 1)
+    np.testing.assert_array_equal(layout["position_of_row"][layout["row_of_position"][real]], np.flatnonzero(real))
+
+
+def _layout(lengths=(2, 0, 3)) -> PackedLayout:
+    return PackedLayout(packed_layout(tf.constant(np.arange(max(lengths)) < np.array(lengths)[:, np.newaxis])))
 
 
 def test_packed_layout_goes_there_and_back():
     layout = PackedLayout(packed_layout(tf.constant(MASK)))
     rows = layout.remove_padding(tf.constant(X))
-    np.testing.assert_array_equal(rows, X[MASK == 1])
+    np.testing.assert_array_equal(rows, [*X[2, [0, 2, 3]], *X[0, :2]])
     np.testing.assert_array_equal(layout.restore_padding(rows), X * MASK[..., np.newaxis])
-    sequences = layout.sequences(rows)
-    np.testing.assert_array_equal(sequences[2], X[2, [0, 2, 3]])
-    np.testing.assert_array_equal(sequences[0], [*X[0, :2], [0, 0]])
-    np.testing.assert_array_equal(layout.rows(sequences), rows)
+    np.testing.assert_array_equal(layout.tokens(tf.constant(MASK * np.arange(4))), [0, 2, 3, 0, 1])
+    np.testing.assert_array_equal(layout.positions(), [0, 2, 3, 0, 1])
+    np.testing.assert_array_equal(layout.first_tokens(rows), [X[0, 0], [0, 0], X[2, 0]])
+    total, count = layout.sums(rows)
+    np.testing.assert_array_equal(total, (X * MASK[..., np.newaxis]).sum(axis=1))
+    np.testing.assert_array_equal(count, [2, 0, 3])
 
 
-@pytest.mark.parametrize("method", ["remove_padding", "restore_padding", "sequences", "rows"])
-def test_gradient_of_a_reordering_is_the_one_of_a_plain_gather(method):
-    """It is written by hand, so it is held against TensorFlow's own derivative of the same linear map."""
-    layout = PackedLayout(packed_layout(tf.constant(MASK)))
-    shape = {"remove_padding": (3, 4, 2), "rows": (3, 3, 2)}.get(method, (5, 2))
-    size = int(np.prod(shape))
+@pytest.mark.parametrize("lengths", [(2, 0, 3), (3, 100, 0, 2, 60)], ids=["one group", "two groups"])
+def test_heads_of_each_token_go_to_its_slot_and_back(lengths):
+    layout, num_heads, width = _layout(lengths), 2, 4
+    qkv = tf.reshape(tf.range(sum(lengths) * 3 * num_heads * width, dtype=tf.float32), [-1, 3 * num_heads * width])
+    contexts = []
+    for query, key, value, _ in layout.attention_inputs(qkv, num_heads):
+        np.testing.assert_array_equal(key, query + num_heads * width)
+        np.testing.assert_array_equal(value, key + num_heads * width)
+        contexts.append(query)
+    np.testing.assert_array_equal(layout.attention_outputs(contexts), qkv[:, : num_heads * width])
+
+
+def _jacobian(function, size: int) -> np.ndarray:
     with tf.GradientTape(persistent=True) as tape:
         x = tf.zeros([size])
         tape.watch(x)
-        y = tf.reshape(getattr(layout, method)(tf.reshape(x, shape)), [-1])
-    by_gradient = tape.jacobian(y, x, experimental_use_pfor=False).numpy()
-    columns = [tf.reshape(getattr(layout, method)(tf.reshape(unit, shape)), [-1]) for unit in tf.eye(size)]
-    np.testing.assert_array_equal(by_gradient, np.stack(columns, axis=1))
+        y = function(x)
+    return tape.jacobian(y, x, experimental_use_pfor=False).numpy()
+
+
+@pytest.mark.parametrize("lengths", [(2, 0, 3), (1, 40, 0, 2)], ids=["one group", "two groups"])
+@pytest.mark.parametrize("method", ["remove_padding", "restore_padding", "attention_inputs"])
+def test_gradient_of_a_reordering_is_the_one_of_a_plain_gather(method, lengths):
+    """It is written by hand, so it is held against the matrix of the same linear map."""
+    layout = _layout(lengths)
+    shape = (len(lengths), max(lengths), 2) if method == "remove_padding" else (sum(lengths), 3)
+
+    def function(x):
+        x = tf.reshape(x, shape)
+        if method != "attention_inputs":
+            return tf.reshape(getattr(layout, method)(x), [-1])
+        # Through the slots and back: what an empty slot holds is nobody's business.
+        query, key, value = zip(*(block[:3] for block in layout.attention_inputs(x, 1)), strict=True)
+        mixed = [q + 2 * k + 3 * v for q, k, v in zip(query, key, value, strict=True)]
+        return tf.reshape(layout.attention_outputs(mixed), [-1])
+
+    size = int(np.prod(shape))
+    columns = np.stack([function(unit) for unit in tf.eye(size)], axis=1)
+    np.testing.assert_array_equal(_jacobian(function, size), columns)
 
 
 @pytest.mark.parametrize(("dtype", "lowest"), [(tf.float32, -1e8), (tf.bfloat16, -1e8), (tf.float16, -1e4)])
-def test_bias_closes_empty_places_and_is_finite(dtype, lowest):
-    padded = PaddedLayout(tf.constant(X), tf.constant(MASK)).attention_bias(dtype)
-    packed = PackedLayout(packed_layout(tf.constant(MASK))).attention_bias(dtype)
-    used = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1]])
-    for bias, real in ((padded, MASK), (packed, used)):
-        values = tf.cast(bias, tf.float32).numpy()[:, 0, 0]
+def test_bias_keeps_tokens_to_their_sequence_and_is_finite(dtype, lowest):
+    qkv = tf.zeros([12, 6], dtype)
+    (padded,) = PaddedLayout(tf.constant(X), tf.constant(MASK)).attention_inputs(qkv, 2)
+    _, packed = _layout().attention_inputs(qkv[:5], 2)
+    sequence = np.array([2, 2, 2, 0, 0])
+    for bias, open_ in (
+        (padded.bias[:, 0, 0], MASK == 1),
+        (packed.bias[0, 0], sequence[:, np.newaxis] == sequence),
+    ):
+        values = tf.cast(bias, tf.float32).numpy()
         assert bias.dtype == dtype
         assert np.isfinite(values).all()
-        assert np.all(values[real == 1] == 0)
-        assert np.all(values[real == 0] < lowest)
+        assert np.all(values[open_] == 0)
+        assert np.all(values[~open_] < lowest)
 
 
 def test_mask_that_does_not_fit_is_refused():
@@ -63,7 +121,7 @@ def test_mask_that_does_not_fit_is_refused():
 
 
 def test_tokens_without_their_layout_are_refused():
-    with pytest.raises(ValueError, match=r"need the `layout` that RemovePadding gave.*shape \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"need the `layout` that TokenLayout made.*shape \(5, 2\)"):
         layout_of(tf.zeros([5, 2]), None, None)
 
 
