@@ -12,6 +12,7 @@ Letters below: B texts, W words.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,12 +20,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.fast_wordpiece import FastWordPiece, plain_pattern
+from keras_bert_lib.preprocessing.long_texts import by_windows
 from keras_bert_lib.preprocessing.piece_trie import PieceTrie
 from keras_bert_lib.preprocessing.text_cleaning import SPECIAL_TOKENS_START, CleanedLines, CleanedText, TextCleaner
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
 CONTINUATION = "##"
 BACKENDS = ("tensorflow_text", "tensorflow")
+UNITS = ("code_points", "bytes")
 
 
 class Tokens(NamedTuple):
@@ -78,13 +81,34 @@ class TokenFinder:
         def any_way(texts):
             return (self._of_any(texts, self._ids_of_lines, self._ids_of_words),)
 
-        return self._each_its_way(texts, plain_way, any_way, num_columns=1)[0]
+        def tokenize(texts):
+            return self._each_its_way(texts, plain_way, any_way, num_columns=1)
 
-    def tokens(self, texts: tf.Tensor) -> Tokens:
-        """Ids, starts and ends in code points, and word ids, of texts string [B]."""
-        return Tokens(
-            *self._each_its_way(texts, self._plain_offsets, self._any_offsets, num_columns=len(Tokens._fields))
-        )
+        def advance(texts, columns):
+            return (tf.zeros(tf.shape(texts), tf.int32),)
+
+        return self._by_windows(texts, tokenize, advance)[0]
+
+    def tokens(self, texts: tf.Tensor, unit: str = "code_points") -> Tokens:
+        """Ids, starts and ends in one of `UNITS`, and word ids, of texts string [B]."""
+        in_bytes = unit == "bytes"
+
+        def tokenize(texts):
+            columns = self._each_its_way(texts, self._plain_offsets, self._any_offsets, num_columns=len(Tokens._fields))
+            return _in_bytes(texts, Tokens(*columns)) if in_bytes else columns
+
+        def advance(texts, columns):
+            word_ids = columns[-1]
+            read = tf.strings.length(texts) if in_bytes else tf.cast(_code_points(texts).row_lengths(), tf.int32)
+            words = tf.maximum(tf.reduce_max(word_ids, axis=1) + 1, 0)  # without a word, the least int32
+            return tf.zeros_like(words), read, read, words
+
+        return Tokens(*self._by_windows(texts, tokenize, advance))
+
+    def _by_windows(self, texts: tf.Tensor, tokenize: Callable, advance: Callable) -> Sequence[tf.RaggedTensor]:
+        if any(re.search(r"\s", token) for token in self._special_tokens):
+            return tokenize(texts)  # A window might end within such a token.
+        return by_windows(texts, tokenize, advance)
 
     def _each_its_way(
         self, texts: tf.Tensor, plain_way: Callable, any_way: Callable, num_columns: int
@@ -264,3 +288,20 @@ def _by_text(pieces: tf.RaggedTensor, cleaned: CleanedText) -> tf.RaggedTensor:
     """Regroup the pieces of words [W, (pieces)] into the tokens of texts [B, (tokens)]."""
     splits = tf.gather(pieces.row_splits, cleaned.text_splits)
     return tf.RaggedTensor.from_row_splits(pieces.values, splits, validate=False)
+
+
+def _code_points(texts: tf.Tensor) -> tf.RaggedTensor:
+    return tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
+
+
+def _in_bytes(texts: tf.Tensor, tokens: Tokens) -> Tokens:
+    """The same tokens, with starts and ends in bytes."""
+    _, byte_starts = tf.strings.unicode_decode_with_offsets(texts, "UTF-8")
+    byte_starts = tf.concat([byte_starts, tf.cast(tf.strings.length(texts), tf.int64)[:, None]], axis=1)
+    first = tf.gather(byte_starts.row_starts(), tokens.starts.value_rowids())
+
+    def in_bytes(code_points):
+        place = first + tf.cast(code_points.values, tf.int64)
+        return code_points.with_values(tf.cast(tf.gather(byte_starts.values, place), tf.int32))
+
+    return tokens._replace(starts=in_bytes(tokens.starts), ends=in_bytes(tokens.ends))

@@ -7,6 +7,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+import keras
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
@@ -79,7 +80,7 @@ def train_wordpiece_vocabulary(
         raise ValueError(f"A dataset of texts must hold strings and nothing else. Received: element_spec={spec}.")
 
     cleaner = TextCleaner(lowercase, strip_accents, handle_chinese_chars, clean_text)
-    alphabet, continuing = _alphabet(lines, cleaner, alphabet_size)
+    alphabet, continuing = _alphabet(lines, cleaner, alphabet_size, show_progress)
     if not alphabet:
         raise ValueError(f"There is no text to learn a vocabulary from. Received: texts={texts!r}.")
     first = [*special_tokens, *alphabet, *(f"##{letter}" for letter in continuing)]
@@ -124,7 +125,9 @@ def _lines(texts: str | os.PathLike | Iterable[str | os.PathLike]) -> tf.data.Da
     return tf.data.TextLineDataset(paths)
 
 
-def _alphabet(lines: tf.data.Dataset, cleaner: TextCleaner, size: int) -> tuple[list[str], list[str]]:
+def _alphabet(
+    lines: tf.data.Dataset, cleaner: TextCleaner, size: int, show_progress: bool
+) -> tuple[list[str], list[str]]:
     """The most frequent characters, and those of them that continue words; both in the order of Unicode."""
 
     def count(texts):
@@ -137,8 +140,13 @@ def _alphabet(lines: tf.data.Dataset, cleaner: TextCleaner, size: int) -> tuple[
 
     counts: collections.Counter[int] = collections.Counter()
     texts = lines if lines.element_spec.shape.rank else lines.batch(_TEXTS_AT_ONCE)
+    progress = keras.utils.Progbar(None, verbose=int(show_progress), unit_name="batch of characters")
+    batches = 0
     for values, number in texts.map(count, num_parallel_calls=2).prefetch(2).as_numpy_iterator():
         counts.update(dict(zip(values.tolist(), number.tolist(), strict=True)))
+        batches += 1
+        progress.update(batches, finalize=False)
+    progress.update(batches, finalize=True)
     of_letter = collections.Counter({kind // 2: 0 for kind in counts})
     for kind, number in counts.items():
         of_letter[kind // 2] += number

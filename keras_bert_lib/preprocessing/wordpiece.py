@@ -16,10 +16,9 @@ import tensorflow as tf
 
 from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
-from keras_bert_lib.preprocessing.token_finder import BACKENDS, CONTINUATION, TokenFinder, Tokens
+from keras_bert_lib.preprocessing.token_finder import BACKENDS, CONTINUATION, UNITS, TokenFinder, Tokens
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
-UNITS = ("code_points", "bytes")
 _LONGEST_PIECE = 256
 TEXTS = tf.TensorSpec([None], tf.string)
 
@@ -32,7 +31,8 @@ class WordPieceTokenizer(keras.layers.Layer):
 
     The ids are those of the Rust library `tokenizers` (`BertNormalizer`, `BertPreTokenizer`, `WordPiece`). They differ
     from `tf_text.BertTokenizer` and `FastBertTokenizer`, which fold case and split at control characters. Runs eagerly,
-    in `tf.data` and in a SavedModel, on the CPU.
+    in `tf.data` and in a SavedModel, on the CPU. A text of more than a megabyte is read in windows that end at white
+    space, so that memory is bounded by the result.
 
     Args:
         vocabulary: The pieces in the order of their ids, the path of a `vocab.txt`, or a `Vocabulary`. The pieces, not
@@ -189,8 +189,7 @@ class WordPieceTokenizer(keras.layers.Layer):
         texts = as_string_tensor(texts)
         if texts.shape.rank == 0:
             return Tokens(*(ragged.values for ragged in self.tokenize_with_offsets(texts[None], unit)))
-        tokens = (self._compiled_tokens if tf.executing_eagerly() else self._finder.tokens)(texts)
-        return tokens if unit == "code_points" else _in_bytes(texts, tokens)
+        return self._compiled_tokens[unit](texts) if tf.executing_eagerly() else self._finder.tokens(texts, unit)
 
     def detokenize(self, token_ids: Any, skip_special_tokens: bool = True) -> str | list:
         """Put tokens together again: the reference's `decode`, which leaves no space before `. ? ! ,` and `'s`.
@@ -251,20 +250,11 @@ class WordPieceTokenizer(keras.layers.Layer):
 
     @functools.cached_property
     def _compiled_tokens(self):
-        return tf.function(self._finder.tokens, input_signature=[TEXTS], autograph=False)
-
-
-def _in_bytes(texts: tf.Tensor, tokens: Tokens) -> Tokens:
-    """The same tokens, with starts and ends in bytes."""
-    _, byte_starts = tf.strings.unicode_decode_with_offsets(texts, "UTF-8")
-    byte_starts = tf.concat([byte_starts, tf.cast(tf.strings.length(texts), tf.int64)[:, None]], axis=1)
-    first = tf.gather(byte_starts.row_starts(), tokens.starts.value_rowids())
-
-    def in_bytes(code_points):
-        place = first + tf.cast(code_points.values, tf.int64)
-        return code_points.with_values(tf.cast(tf.gather(byte_starts.values, place), tf.int32))
-
-    return tokens._replace(starts=in_bytes(tokens.starts), ends=in_bytes(tokens.ends))
+        find = self._finder.tokens
+        return {
+            unit: tf.function(functools.partial(find, unit=unit), input_signature=[TEXTS], autograph=False)
+            for unit in UNITS
+        }
 
 
 def _refuse_overlaps(tokens: tuple[str, ...]) -> None:

@@ -54,6 +54,14 @@ def test_sizes_are_kept(corpus):
     assert max(map(len, train(corpus / "a.txt", min_frequency=10**6).pieces[5:])) <= 3  # characters alone
 
 
+def test_progress_is_shown_where_asked(corpus, capfd):
+    """Of the counting pass; the bar of the trainer shows itself on a terminal alone."""
+    train_wordpiece_vocabulary(corpus / "a.txt")
+    assert "batch of characters" in capfd.readouterr().out
+    train(corpus / "a.txt")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_bytes_that_are_not_utf8_do_no_harm(corpus):
     (corpus / "a.txt").write_bytes(b"film \xff\xfe\x00 film\r\nfilm film")
     assert "film" in train(corpus / "a.txt").pieces
