@@ -1,6 +1,6 @@
 """Contestants in processes of their own that take turns: what every comparison with peers is made of.
 
-A contestant is a script that reads the job, one JSON object, from standard input and answers with one JSON object when
+A contestant is a module that reads the job, one JSON object, from standard input and answers with one JSON object when
 it is ready; then it answers every further line with the measurements of one turn. A job or a turn that fails is
 answered with `absent`, which says why. All contestants of one table are alive at once, so that a machine that slows
 down slows them all.
@@ -15,30 +15,31 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 class Contestant:
     """A child process that measures one thing; `absent` says why it cannot.
 
     Args:
-        name: What the script calls it.
-        script: Name of the contestant's script, in this folder.
+        name: What the module calls it.
+        module: Name of the contestant's module, in this folder.
         interpreter: Python of the environment it lives in; `None` = it is absent.
-        job: What the script needs to know.
+        job: What the module needs to know.
         environment: Variables of its process.
     """
 
-    def __init__(self, name: str, script: str, interpreter: str | None, job: dict, environment: dict[str, str]):
+    def __init__(self, name: str, module: str, interpreter: str | None, job: dict, environment: dict[str, str]):
         self.name = name
-        self.absent = None if interpreter else "not installed (no interpreter was given)"
+        self.absent = None if interpreter else "not asked for"
         self.facts: dict = {}
         self.measured: dict[str, list] = {}
         self._process = None
         if self.absent:
             return
         self._process = subprocess.Popen(
-            [interpreter, str(HERE / script)],
+            [interpreter, "-m", f"benchmarks.{module}"],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -91,17 +92,15 @@ def contest(make: Callable[[], list[Contestant]], rounds: int, title: str) -> li
     return contestants
 
 
-def quiet_environment(threads: int, library: bool) -> dict[str, str]:
-    """Variables for a contestant's process; `library` puts this checkout on its path."""
+def quiet_environment(threads: int) -> dict[str, str]:
+    """Variables for a contestant's process."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "PYTHONWARNINGS": "ignore"}
     environment["TF_NUM_INTRAOP_THREADS"] = environment["OMP_NUM_THREADS"] = str(threads)
-    if library:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     return environment
 
 
 def serve(contestants: dict[str, Callable]) -> None:
-    """The loop of a contestant's script.
+    """The loop of a contestant's module.
 
     Args:
         contestants: By its name, a function of the job that returns what is known of the contestant, a dict, and a

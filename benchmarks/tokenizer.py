@@ -1,23 +1,20 @@
 """How fast are texts cut into ids, with and without offsets, beside the Rust library and the other in-graph tokenizers?
 
-    python benchmarks/tokenizer.py --corpus english TEXTS.txt VOCABULARY.txt
+    python -m benchmarks.tokenizer --corpus english TEXTS.txt VOCABULARY.txt
 
-A corpus is a UTF-8 file, a text a line. How to read the result: README.md beside this file.
+A corpus is a UTF-8 file, a text a line. How to read the result: README.md beside it.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-import machine
-from contest import Contestant, contest, quiet_environment
+from benchmarks import report
+from benchmarks.contest import Contestant, contest, quiet_environment
 
-HERE = Path(__file__).parent
 # Row -> title, and the row that its rate is compared with.
 ROWS = {
     "ids": ("this library, ids", "rust_ids"),
@@ -72,15 +69,11 @@ def table(name: str, texts: Path, vocabulary: Path, contestants: list[Contestant
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.arguments(__doc__, rounds=7)
     parser.add_argument("--corpus", nargs=3, action="append", required=True, metavar=("NAME", "TEXTS", "VOCABULARY"))
     parser.add_argument("--cased", nargs="*", default=[], metavar="NAME", help="corpora that are not lowercased")
-    parser.add_argument("--peers-python", help="interpreter of an environment with keras-hub")
     parser.add_argument("--megabytes", type=float, default=3.0, help="how much of each corpus")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=machine.usable_cores())
-    parser.add_argument("--output", type=Path, default=HERE / "tokenizer.md")
     options = parser.parse_args()
 
     tables, described = [], None
@@ -94,10 +87,10 @@ def main() -> None:
                 return [
                     Contestant(
                         row,
-                        "tokenizer_contestant.py",
-                        options.peers_python if row == "keras_hub" else sys.executable,
+                        "tokenizer_contestant",
+                        report.peer("tensorflow", options) if row == "keras_hub" else sys.executable,
                         job,
-                        quiet_environment(options.threads, library=row != "keras_hub"),
+                        quiet_environment(options.threads),
                     )
                     for row in ROWS
                 ]
@@ -105,19 +98,8 @@ def main() -> None:
             contestants = contest(start, options.rounds, name)
             described = described or contestants
             tables += table(name, texts, Path(vocabulary), contestants)
-    versions = {name: number for c in described for name, number in c.facts.get("versions", {}).items()}
-    heading = [
-        "# Texts to ids, beside the Rust library",
-        "",
-        f"{datetime.date.today().isoformat()}; {machine.describe()}; {options.threads} threads; batches of "
-        f"{options.batch_size}; {options.rounds} rounds. Written by `tokenizer.py`; how to read it: `README.md`.",
-        "",
-        ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "",
-    ]
-    report = "\n".join(heading + tables)
-    options.output.write_text(report)
-    print(report)
+    heading = report.heading("Texts to ids, beside the Rust library", "tokenizer", options, described)
+    report.write([*heading, f"Batches of {options.batch_size} texts.", "", *tables], "tokenizer", options)
 
 
 if __name__ == "__main__":

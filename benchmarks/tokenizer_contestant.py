@@ -1,4 +1,4 @@
-"""One contestant of tokenizer.py, in a process of its own: it tokenizes the same batches whenever it is told to.
+"""One contestant of `tokenizer`, in a process of its own: it tokenizes the same batches whenever it is told to.
 
 It runs in the contestant's environment, so it imports nothing but what that contestant needs. See contest.py.
 """
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 
-from contest import serve
+from benchmarks.contest import serve
 
 SECONDS_PER_TURN = 1.0
 
