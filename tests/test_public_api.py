@@ -55,7 +55,7 @@ PUBLIC_NAMES = {
         "read_vocabulary",
         "train_wordpiece_vocabulary",
     ],
-    "tasks": ["TextClassifier", "TextTask"],
+    "tasks": ["TextClassifier", "TextEncoder", "TextTask"],
     "training": ["AdamW", "FunctionalModel", "LinearWarmupDecay", "Model", "adamw"],
 }
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import ClassificationHead
-from keras_bert_lib.tasks.text_task import TextTask
+from keras_bert_lib.tasks.text_task import TextTask, symbolic_inputs
 from keras_bert_lib.training import adamw
 
 Kind = Literal["multi_class", "multi_label", "regression"]
@@ -64,9 +64,8 @@ class TextClassifier(TextTask):
         if kind not in _LOSSES:
             raise ValueError(f"`kind` must be one of {sorted(_LOSSES)}. Received: kind={kind!r}.")
         head = ClassificationHead(_agreed_number(num_classes, labels, kind), dropout, name="head")
-        inputs = {name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in encoder.input.items()}
-        super().__init__(inputs, head(encoder(inputs)["pooled_output"]), preprocessor, name=name)
-        self.encoder = encoder
+        inputs = symbolic_inputs(encoder)
+        super().__init__(inputs, head(encoder(inputs)["pooled_output"]), encoder, preprocessor, name=name)
         self.head = head
         self.kind = kind
         self.labels = None if labels is None else list(labels)
@@ -256,22 +255,12 @@ class TextClassifier(TextTask):
 
     def get_config(self) -> dict[str, Any]:
         return {
-            "encoder": keras.saving.serialize_keras_object(self.encoder),
-            "preprocessor": keras.saving.serialize_keras_object(self.preprocessor),
+            **super().get_config(),
             "num_classes": self.head.num_classes,
             "labels": self.labels,
             "kind": self.kind,
             "dropout": self.head.dropout.rate,
-            "name": self.name,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> TextClassifier:
-        parts = {
-            part: keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
-            for part in ("encoder", "preprocessor")
-        }
-        return cls(**{**config, **parts})
 
 
 _LOSSES = {

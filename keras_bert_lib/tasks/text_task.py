@@ -30,12 +30,21 @@ class TextTask(FunctionalModel):
     Args:
         inputs: Symbolic inputs of the functional model.
         outputs: Its outputs.
+        encoder: What is between them, with the head; keeps the encoder contract of `models/assembly.py`.
         preprocessor: `TextPreprocessor`; anything that maps strings [B] to such a dict of int32 [B, S].
         name: Name of the model.
     """
 
-    def __init__(self, inputs: Any, outputs: Any, preprocessor: keras.layers.Layer, name: str | None = None):
+    def __init__(
+        self,
+        inputs: Any,
+        outputs: Any,
+        encoder: keras.Model,
+        preprocessor: keras.layers.Layer,
+        name: str | None = None,
+    ):
         super().__init__(inputs, outputs, name=name)
+        self.encoder = encoder
         self.preprocessor = preprocessor
 
     def encode_targets(self, y: Any) -> np.ndarray:
@@ -153,6 +162,26 @@ class TextTask(FunctionalModel):
 
     def _class_weight(self, class_weight: dict | None) -> dict | None:
         return class_weight
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "preprocessor": keras.saving.serialize_keras_object(self.preprocessor),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> TextTask:
+        parts = {
+            part: keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
+            for part in ("encoder", "preprocessor")
+        }
+        return cls(**{**config, **parts})
+
+
+def symbolic_inputs(encoder: keras.Model) -> dict[str, keras.KerasTensor]:
+    """Inputs of a task's model: those of its encoder, made anew."""
+    return {name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in encoder.input.items()}
 
 
 def _has_targets(dataset: tf.data.Dataset) -> bool:

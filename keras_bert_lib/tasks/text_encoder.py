@@ -1,0 +1,109 @@
+"""Texts to vectors."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_lib import checkpoints
+from keras_bert_lib.layers import MeanPooler
+from keras_bert_lib.tasks.text_task import TextTask, symbolic_inputs
+
+Pooling = Literal["mean", "cls"]
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class TextEncoder(TextTask):
+    """Encodes each text as one vector: an encoder, a pooling of its `sequence_output`, a preprocessor.
+
+    The model maps a dict of token ids to vectors float32 [B, D]; what `predict` takes besides is in `TextTask`.
+
+    Args:
+        encoder: Keeps the encoder contract of `models/assembly.py`.
+        preprocessor: `TextPreprocessor` of the vocabulary that the encoder was trained with.
+        pooling: "mean" over the real tokens, or the vector of the first one, "cls".
+        normalize: Whether the vectors have length 1, so that their products are cosines.
+        name: Name of the model.
+    Raises:
+        ValueError: if `pooling` is something else.
+    Example:
+    ```python
+    encoder = kbl.tasks.TextEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
+    vectors = encoder.encode(["A gem of a film.", "Two hours I want back."])  # float32 [2, 384]
+    similarity = vectors @ vectors.T
+    ```
+    References: Reimers & Gurevych 2019, sec. 3, arXiv 1908.10084.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        preprocessor: keras.layers.Layer,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        name: str = "text_encoder",
+    ):
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f'`pooling` must be "mean" or "cls". Received: pooling={pooling!r}.')
+        # Without the encoder's own pooler, which would stand there untrained.
+        tokens = {"sequence_output": encoder.output["sequence_output"]}
+        encoder = keras.Model(encoder.input, tokens, name=encoder.name)
+        inputs = symbolic_inputs(encoder)
+        tokens = encoder(inputs)["sequence_output"]
+        vectors = tokens[:, 0]
+        if pooling == "mean":
+            vectors = MeanPooler(name="pooler", dtype="float32")(tokens, padding_mask=inputs["padding_mask"])
+        if normalize:
+            vectors = keras.layers.UnitNormalization(name="unit_length", dtype="float32")(vectors)
+        super().__init__(inputs, vectors, encoder, preprocessor, name=name)
+        self.pooling = pooling
+        self.normalize = normalize
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory_or_hub_id: str | os.PathLike[str],
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        sequence_length: int | None = None,
+        revision: str | None = None,
+    ) -> TextEncoder:
+        """Encoder of texts out of a checkpoint.
+
+        Args:
+            directory_or_hub_id: Directory of a Hugging Face checkpoint, or its id on the hub.
+            pooling: As in `TextEncoder`; what the checkpoint was trained with.
+            normalize: As in `TextEncoder`.
+            sequence_length: Fixed length in tokens; `None` pads to the longest text of a batch. Longer texts are cut.
+            revision: Branch, tag or commit, for a hub id.
+        Raises:
+            FileNotFoundError, ValueError: see `kbl.checkpoints.load_encoder` and `load_preprocessor`.
+        """
+        directory = checkpoints.fetch(directory_or_hub_id, revision=revision)
+        preprocessor = checkpoints.load_preprocessor(directory, sequence_length=sequence_length)
+        return cls(checkpoints.load_encoder(directory), preprocessor, pooling, normalize)
+
+    def encode(self, texts: Any, batch_size: int = 32, verbose: Any = 0) -> np.ndarray:
+        """The vectors of texts, in their order; they are computed in batches of like length.
+
+        Args:
+            texts: One string, or what `predict` takes.
+            batch_size: Texts in a batch.
+            verbose: As in `keras.Model.predict`.
+        Returns:
+            float32 [N, D]; [D] for one string.
+        """
+        if isinstance(texts, (str, bytes)):
+            return self.encode([texts], batch_size, verbose)[0]
+        return self.predict(texts, batch_size=batch_size, verbose=verbose)
+
+    def serving_outputs(self, vectors: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What a server answers: `embedding` float32 [B, D]."""
+        return {"embedding": tf.cast(vectors, tf.float32)}
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "pooling": self.pooling, "normalize": self.normalize}
