@@ -11,7 +11,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).with_name(".environments")
 PACKAGES = {
-    "tensorflow": ["keras-hub==0.32.*", "tf-models-official==2.20.*"],
+    "tensorflow": ["keras-hub==0.32.*", "tf-models-official==2.20.*", "safetensors"],
     "torch": [
         "torch==2.13.*",
         "transformers==5.*",

@@ -18,7 +18,7 @@ PUBLIC = {
     for package in PACKAGES
     for name in getattr(keras_bert_lib, package).__all__
 }
-LAYERS = {name: thing for name, thing in PUBLIC.items() if name.startswith("layers.")}
+LAYERS = {name: thing for name, thing in PUBLIC.items() if name.startswith("layers.") and isinstance(thing, type)}
 # A heading stands alone on its line or has its text behind it.
 HEADINGS = ("Args", "Call arguments", "Returns", "Raises", "Example", "References")
 

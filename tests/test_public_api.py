@@ -29,6 +29,7 @@ PUBLIC_NAMES = {
         "TokenLayout",
         "TransformerEmbeddings",
         "TransformerEncoder",
+        "int8_products",
     ],
     "models": [
         "albert",

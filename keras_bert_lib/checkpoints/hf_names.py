@@ -30,7 +30,8 @@ class Line(NamedTuple):
 
     def to_ours(self, tensors: list[np.ndarray]) -> np.ndarray:
         """Value of the variable."""
-        return np.concatenate([tensor.T for tensor in tensors] if self.transposed else tensors, axis=-1)
+        tensors = [tensor.T for tensor in tensors] if self.transposed else tensors
+        return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis=-1)
 
     def to_theirs(self, value: np.ndarray) -> list[np.ndarray]:
         """The tensors that `to_ours` made `value` of."""

@@ -11,12 +11,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_bert_lib import layers, models
 from keras_bert_lib.checkpoints import hub
 from keras_bert_lib.checkpoints.hf_config import CheckpointConfig, load_config
 from keras_bert_lib.checkpoints.hf_names import BUFFERS, FAMILIES, Family, Line
-from keras_bert_lib.checkpoints.safetensors_files import Tensor, open_tensors
+from keras_bert_lib.checkpoints.safetensors_files import Tensor, find_tensors
 from keras_bert_lib.layers.initializers import truncated_normal, weights_start_at_zero
 
 _ENCODERS = {"bert": models.bert, "albert": models.albert}
@@ -26,6 +27,9 @@ _OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 
 # Names of one kind that an error spells out: a wrong layer count makes hundreds.
 _SHOWN = 8
+
+# Bytes of a variable that are assigned at once.
+_AT_ONCE = 8 << 20
 
 
 def load_encoder(
@@ -70,18 +74,18 @@ def load_encoder(
     family = FAMILIES[config.family]
     overrides = {"dropout": dropout, "attention_dropout": attention_dropout}
     arguments = config.encoder_arguments | {name: rate for name, rate in overrides.items() if rate is not None}
-    with open_tensors(directory) as stored:
-        tensors = _by_plain_name(stored, family)
-        encoder = _new_encoder(config.family, arguments, directory)
-        pooler = _expects_pooler(tensors, family, config)
-        lines = family.encoder(arguments.get("num_groups", arguments["num_layers"]), pooler)
-        unexpected = [
-            tensors[name].name
-            for name in tensors.keys() - {name for line in lines for name in line.theirs} - set(BUFFERS)
-            if not name.startswith(family.head_prefixes) and not _matches(tensors[name].name, ignore)
-        ]
-        prefix = family.prefix if any(name.startswith(family.prefix) for name in stored) else ""
-        _assign(encoder.variables, lines, tensors, unexpected, directory, prefix)
+    stored = find_tensors(directory)
+    tensors = _by_plain_name(stored, family)
+    encoder = _new_encoder(config.family, arguments, directory)
+    pooler = _expects_pooler(tensors, family, config)
+    lines = family.encoder(arguments.get("num_groups", arguments["num_layers"]), pooler)
+    unexpected = [
+        tensors[name].name
+        for name in tensors.keys() - {name for line in lines for name in line.theirs} - set(BUFFERS)
+        if not name.startswith(family.head_prefixes) and not _matches(tensors[name].name, ignore)
+    ]
+    prefix = family.prefix if any(name.startswith(family.prefix) for name in stored) else ""
+    _assign(encoder.variables, lines, tensors, unexpected, directory, prefix)
     if not pooler:
         kernel = encoder.get_layer("pooler").dense.kernel
         kernel.assign(truncated_normal()(kernel.shape, kernel.dtype))
@@ -127,18 +131,18 @@ def load_heads(
     directory = hub.fetch(directory_or_hub_id, revision=revision)
     config = load_config(directory)
     family = FAMILIES[config.family]
-    with open_tensors(directory) as stored:
-        tensors = _by_plain_name(stored, family)
-        present = [name for name in family.heads if _has_head(name, tensors, family, config, directory)]
-        heads = {name: _new_head(name, encoder, config) for name in present}
-        lines = [line for name in present for line in family.heads[name]]
-        known = {name for line in lines for name in line.theirs} | family.copies.keys()
-        prefixes = tuple({f"{name.split('.')[0]}." for line in lines for name in line.theirs})
-        unexpected = [tensors[name].name for name in tensors.keys() - known if name.startswith(prefixes)]
-        variables = {variable.path: variable for head in heads.values() for variable in head.variables}
-        _assign(variables.values(), lines, tensors, unexpected, directory)
-        if "masked_lm" in heads:
-            _check_copies(tensors, family, directory)
+    stored = find_tensors(directory)
+    tensors = _by_plain_name(stored, family)
+    present = [name for name in family.heads if _has_head(name, tensors, family, config, directory)]
+    heads = {name: _new_head(name, encoder, config) for name in present}
+    lines = [line for name in present for line in family.heads[name]]
+    known = {name for line in lines for name in line.theirs} | family.copies.keys()
+    prefixes = tuple({f"{name.split('.')[0]}." for line in lines for name in line.theirs})
+    unexpected = [tensors[name].name for name in tensors.keys() - known if name.startswith(prefixes)]
+    variables = {variable.path: variable for head in heads.values() for variable in head.variables}
+    _assign(variables.values(), lines, tensors, unexpected, directory)
+    if "masked_lm" in heads:
+        _check_copies(tensors, family, directory)
     return heads
 
 
@@ -232,7 +236,18 @@ def _assign(
             "needed: `load_encoder(..., ignore=[...])`."
         )
     for line in lines:
-        by_path[line.ours].assign(line.to_ours([tensors[name].read() for name in line.theirs]))
+        _fill(by_path[line.ours], line.to_ours([tensors[name].read() for name in line.theirs]))
+
+
+def _fill(variable: keras.Variable, value: np.ndarray) -> None:
+    """Assign, some megabytes after the other: TensorFlow makes a copy of what it is given."""
+    target = variable.value
+    if value.nbytes <= _AT_ONCE or isinstance(target, tf.distribute.DistributedValues):
+        variable.assign(value)
+        return
+    rows = max(_AT_ONCE // value[0].nbytes, 1)
+    for start in range(0, len(value), rows):
+        target[start : start + rows].assign(tf.cast(value[start : start + rows], target.dtype))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes  # noqa: F401 - teaches NumPy the name "bfloat16", by which safetensors asks for it
 import numpy as np
@@ -23,7 +21,6 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str
-    file: Any
 
     def read(self) -> np.ndarray:
         """The values, in float32.
@@ -36,7 +33,11 @@ class Tensor(NamedTuple):
                 f"Tensor {self.name!r} of {self.path} has dtype {self.dtype}; {', '.join(_DTYPES)} are read. Convert "
                 "it, and if the checkpoint is quantized, take the original one."
             )
-        values = self.file.get_tensor(self.name).astype(np.float32, copy=False)
+        from safetensors import safe_open
+
+        # Opened anew each time: of an open file, all that was ever read stays in memory.
+        with safe_open(self.path, framework="numpy") as file:
+            values = file.get_tensor(self.name).astype(np.float32, copy=False)
         # A NaN wins min and max, so that two passes without a temporary array see every bad value.
         if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
             raise ValueError(
@@ -46,9 +47,8 @@ class Tensor(NamedTuple):
         return values
 
 
-@contextlib.contextmanager
-def open_tensors(directory: pathlib.Path) -> Iterator[dict[str, Tensor]]:
-    """Context of a dict of every `Tensor` of the checkpoint in `directory`, by name.
+def find_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
+    """Every `Tensor` of the checkpoint in `directory`, by name.
 
     Raises:
         FileNotFoundError: if there are no safetensors files, or a shard is missing.
@@ -56,28 +56,26 @@ def open_tensors(directory: pathlib.Path) -> Iterator[dict[str, Tensor]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Tensor] = {}
-        for path, expected in _files(directory).items():
-            try:
-                file = stack.enter_context(safe_open(path, framework="numpy"))
+    tensors: dict[str, Tensor] = {}
+    for path, expected in _files(directory).items():
+        try:
+            with safe_open(path, framework="numpy") as file:
                 views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            except FileNotFoundError:
-                raise FileNotFoundError(
-                    f"{directory / hub.INDEX_FILE} names {path.name}, which is not there. Download the checkpoint "
-                    "again."
-                ) from None
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged or cut off ({error}). Download or copy the file again.") from error
-            if expected is not None and expected != views.keys():
-                wrong = ", ".join(sorted(expected ^ views.keys()))
-                raise ValueError(
-                    f"{path} does not hold the tensors that {hub.INDEX_FILE} says: {wrong}. Files of two checkpoints "
-                    "are mixed; download them again."
-                )
-            for name, view in views.items():
-                tensors[name] = Tensor(path, name, tuple(view.get_shape()), view.get_dtype(), file)
-        yield tensors
+                found = {n: Tensor(path, n, tuple(view.get_shape()), view.get_dtype()) for n, view in views.items()}
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{directory / hub.INDEX_FILE} names {path.name}, which is not there. Download the checkpoint again."
+            ) from None
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or cut off ({error}). Download or copy the file again.") from error
+        if expected is not None and expected != found.keys():
+            wrong = ", ".join(sorted(expected ^ found.keys()))
+            raise ValueError(
+                f"{path} does not hold the tensors that {hub.INDEX_FILE} says: {wrong}. Files of two checkpoints are "
+                "mixed; download them again."
+            )
+        tensors |= found
+    return tensors
 
 
 def _files(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:

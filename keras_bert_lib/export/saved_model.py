@@ -10,12 +10,16 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import keras
 import tensorflow as tf
 
 from keras_bert_lib.export.self_check import compare, fresh_process
 from keras_bert_lib.export.serving_rules import unservable
+
+# How far an answer may be from the task's own. A byte more or less in the middle of an encoder is not an error.
+_TOLERANCES = {"float32": 1e-5, "int8": 2e-2}
 
 
 def saved_model(
@@ -24,6 +28,7 @@ def saved_model(
     labels: Sequence[str] | None = None,
     *,
     pairs: bool = False,
+    precision: Literal["float32", "int8"] = "float32",
     check: bool = True,
 ) -> pathlib.Path:
     """Writes `task` as a version folder that TF Serving 2.20 or newer answers from.
@@ -44,13 +49,17 @@ def saved_model(
         directory: Version folder to create, named by a number: `saved_models/sst2/1`. Missing parents are made.
         labels: Names of the C classes, in the order of the logits. `None` keeps `task.labels`.
         pairs: Whether a request holds two strings.
+        precision: "int8" multiplies in 8-bit integers (`task.int8_products()`), in about half the time and a third of
+            the bytes, for servers on x86 CPUs: the kernel is oneDNN's. Answers move in the second decimal; measure the
+            accuracy of yours.
         check: Whether to ask the written model in a fresh process, which imports TensorFlow once more. Answers that
-            differ from the task's by more than 1e-5 remove the version.
+            differ from the task's by more than 1e-5 (2e-2 in "int8") remove the version.
     Returns:
         Path of the version folder.
     Raises:
-        ValueError: if `directory` is not a local folder named by a number, if `labels` do not fit the task, or if the
-            graph holds what TF Serving cannot run; the op is named.
+        ValueError: if `directory` is not a local folder named by a number, if `labels` do not fit the task, if
+            `precision` is unknown or not to be had here, or if the graph holds what TF Serving cannot run; the op is
+            named.
         FileExistsError: if the version exists.
         OSError: if the files cannot be written. `PermissionError` where the reason is a missing permission.
         RuntimeError: if the written model does not load or does not answer as `task` does.
@@ -60,17 +69,20 @@ def saved_model(
     ```
     References: TensorFlow guide "Using the SavedModel format"; TensorFlow Serving guide "RESTful API".
     """
+    if precision not in _TOLERANCES:
+        raise ValueError(f"`precision` must be one of {sorted(_TOLERANCES)}. Received: precision={precision!r}.")
     version = _version_folder(directory)
     names = ("first", "second") if pairs else ("text",)
     with (
         fresh_process() if check else contextlib.nullcontext() as process,
         _float32_compute(task),
+        task.int8_products() if precision == "int8" else contextlib.nullcontext(),
         _labels(task, labels),
     ):
         answer = _answer(task, labels)
         signature = _trace(answer, names)
         module = _module(signature, task.preprocessor)
-        weights = sum(variable.shape.num_elements() * variable.dtype.size for variable in signature.variables)
+        weights = sum(variable.shape.num_elements() * variable.dtype.size for variable in module.captured)
         size = weights + signature.graph.as_graph_def().ByteSize()
         with _renamed_into_place(version, size) as partial:
             with _write_errors(version, size), _vocabulary_files(task.preprocessor) as module.assets:
@@ -78,7 +90,7 @@ def saved_model(
             if reasons := unservable(partial):
                 raise ValueError(f"TF Serving cannot run this task, so nothing was written: {'; '.join(reasons)}.")
             if process is not None:
-                compare(process, partial, names, answer)
+                compare(process, partial, names, answer, _TOLERANCES[precision])
     return version
 
 
@@ -180,9 +192,10 @@ def _module(signature, preprocessor: keras.layers.Layer) -> tf.Module:
     saved along.
     """
     module = tf.Module()
-    module.captured = list(signature.variables)
-    handles = {id(variable.handle) for variable in signature.variables}
-    if any(t.dtype == tf.resource and id(t) not in handles for t in signature.captured_inputs):
+    resources = {id(t) for t in signature.captured_inputs if t.dtype == tf.resource}
+    # Not all of `signature.variables`: some were only read while tracing, to become constants.
+    module.captured = [variable for variable in signature.variables if id(variable.handle) in resources]
+    if resources - {id(variable.handle) for variable in module.captured}:
         module.preprocessor = preprocessor
     return module
 

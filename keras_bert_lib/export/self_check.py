@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from keras_bert_lib.export import ask
 
-TOLERANCE = 1e-5
 # Lengths differ, so that padding takes part; one request has a single row, so that the batch dimension is free. None is
 # long: an encoder may have few positions.
 TEXTS = ("A gem of a film.", "", "Two hours I want back, and the ticket money too.", "Ça déçoit, 電影 😀!")
@@ -40,6 +39,7 @@ def compare(
     directory: pathlib.Path,
     names: tuple[str, ...],
     answer: Callable[..., dict[str, tf.Tensor]],
+    tolerance: float,
 ) -> None:
     """Raises `RuntimeError` unless the SavedModel answers as `answer` does.
 
@@ -48,6 +48,7 @@ def compare(
         directory: Folder of the SavedModel.
         names: Names of the string inputs.
         answer: Takes a string tensor [B] for each name, gives a dict of tensors.
+        tolerance: How far numbers may be apart, absolutely or relatively.
     """
     with tf.device("CPU:0"):  # as in the fresh process, which is still importing TensorFlow
         expected = [_arrays(answer(*[tf.constant(texts)] * len(names))) for texts in REQUESTS]
@@ -66,7 +67,7 @@ def compare(
         )
     for wanted, answered in zip(expected, json.loads(output.splitlines()[-1]), strict=True):
         for name, array in wanted.items():
-            if difference := _difference(array, np.array(answered[name])):
+            if difference := _difference(array, np.array(answered[name]), tolerance):
                 raise RuntimeError(f"The SavedModel was removed, because its output {name!r} {difference}.")
 
 
@@ -74,10 +75,10 @@ def _arrays(outputs: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
     return {name: np.array(ask.plain(tensor.numpy())) for name, tensor in outputs.items()}
 
 
-def _difference(expected: np.ndarray, answered: np.ndarray) -> str | None:
+def _difference(expected: np.ndarray, answered: np.ndarray, tolerance: float) -> str | None:
     if expected.dtype.kind == "U":
         unequal = expected != answered
         return f"is {answered[unequal][0]!r} where the task says {expected[unequal][0]!r}" if unequal.any() else None
-    if np.allclose(answered, expected, rtol=TOLERANCE, atol=TOLERANCE):
+    if np.allclose(answered, expected, rtol=tolerance, atol=tolerance):
         return None
-    return f"differs from the task's by up to {np.abs(answered - expected).max():.1e}, more than {TOLERANCE:.0e}"
+    return f"differs from the task's by up to {np.abs(answered - expected).max():.1e}, more than {tolerance:.0e}"

@@ -27,6 +27,8 @@ TEXT_OPS = frozenset(
         "WordpieceTokenizeWithOffsets",
     }
 )
+# Made by TensorFlow's own graph pass as a rule, and so without a Python name; linked wherever oneDNN is.
+GRAPH_OPS = frozenset({"_QuantizedMatMul"})
 PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
 
@@ -45,7 +47,7 @@ def unservable(directory: pathlib.Path) -> list[str]:
         # `tf.raw_ops` holds TensorFlow's own ops only, whatever libraries this process has loaded.
         if node.op in PYTHON_OPS:
             reasons.add(f"op {node.op!r} calls back into Python; write it in TensorFlow ops")
-        elif not hasattr(tf.raw_ops, node.op) and node.op not in TEXT_OPS:
+        elif not hasattr(tf.raw_ops, node.op) and node.op not in TEXT_OPS | GRAPH_OPS:
             reasons.add(f"op {node.op!r} is not linked into the server; use core TensorFlow ops in its place")
         if _must_compile(node):
             reasons.add(f"op {node.op!r} ({node.name}) must be compiled by XLA, which the server has switched off")

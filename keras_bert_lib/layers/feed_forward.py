@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_bert_lib.layers.activations import get_activation, serialize_activation
-from keras_bert_lib.layers.initializers import truncated_normal
+from keras_bert_lib.layers.projection import Projection
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -38,20 +38,16 @@ class FeedForward(keras.layers.Layer):
 
     def build(self, inputs_shape):
         width = inputs_shape[-1]
-        self.intermediate = self._dense(self.intermediate_dim, "intermediate", self.activation)
-        self.projection = self._dense(width, "output", None)
+        policy = self.dtype_policy
+        self.intermediate = Projection(self.intermediate_dim, self.activation, name="intermediate", dtype=policy)
+        self.projection = Projection(width, name="output", dtype=policy)
         self.intermediate.build((None, width))
         self.projection.build((None, self.intermediate_dim))
-
-    def _dense(self, units: int, name: str, activation: Callable | None) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            units, activation, kernel_initializer=truncated_normal(), name=name, dtype=self.dtype_policy
-        )
 
     def call(self, inputs):
         if inputs.shape.rank == 2:
             return self.projection(self.intermediate(inputs))
-        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])  # 2-D products: see SelfAttention.attend
+        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
         return tf.reshape(self.projection(self.intermediate(rows)), tf.shape(inputs))
 
     def compute_output_shape(self, inputs_shape):

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_bert_lib.layers.dropout import Dropout
-from keras_bert_lib.layers.initializers import truncated_normal
+from keras_bert_lib.layers.projection import Projection
 from keras_bert_lib.layers.token_layout import AttentionInputs, PackedLayout, PaddedLayout, layout_of
 
 
@@ -51,13 +51,10 @@ class SelfAttention(keras.layers.Layer):
                 f"`num_heads` must divide the input width. Received: num_heads={self.num_heads}, width={width}. "
                 f"Choose one of {divisors}."
             )
-        self.qkv = self._dense(3 * width, "qkv")
-        self.projection = self._dense(width, "output")
+        self.qkv = Projection(3 * width, name="qkv", dtype=self.dtype_policy)
+        self.projection = Projection(width, name="output", dtype=self.dtype_policy)
         self.qkv.build((None, width))
         self.projection.build((None, width))
-
-    def _dense(self, units: int, name: str) -> keras.layers.Dense:
-        return keras.layers.Dense(units, kernel_initializer=truncated_normal(), name=name, dtype=self.dtype_policy)
 
     def call(self, inputs, padding_mask=None, layout=None, training=False):
         tokens = layout_of(inputs, padding_mask, layout)
@@ -66,10 +63,7 @@ class SelfAttention(keras.layers.Layer):
         return tokens.sequences(self.attend(tokens.rows(inputs), tokens, training))
 
     def attend(self, rows: tf.Tensor, layout: PaddedLayout | PackedLayout, training: bool) -> tf.Tensor:
-        """Attention from rows [T, D] to rows [T, D]: the form that a block calls.
-
-        Products on 2-D rows, with the bias added right behind them, are what oneDNN's graph pass can fuse.
-        """
+        """Attention from rows [T, D] to rows [T, D]: the form that a block calls."""
         blocks = layout.attention_inputs(self.qkv(rows), self.num_heads)
         rows_attended = layout.attention_outputs([self._attend(block, training) for block in blocks])
         # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.

@@ -98,7 +98,8 @@ class TextPreprocessor(keras.layers.Layer):
         if segments[0].shape.rank == 0:
             packed = self.call(tuple(segment[None] for segment in segments))
             return {name: value[0] for name, value in packed.items()}
-        return (self._compiled_pack[len(segments)] if tf.executing_eagerly() else self._pack)(*segments)
+        # In a graph, too: whoever makes a tf.data pipeline for every call would trace all of it anew for each.
+        return self._compiled_pack[len(segments)](*segments)
 
     def compute_output_spec(self, texts):
         first = texts[0] if isinstance(texts, tuple) else texts

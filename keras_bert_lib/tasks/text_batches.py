@@ -1,4 +1,4 @@
-"""Strings in memory to batches of token ids, with texts of like length side by side.
+"""Texts in memory to batches of token ids, with texts of like length side by side.
 
 Padding is work for nothing: padded to the longest of a random batch, short texts are half padding. Sorted by length it
 is a few percent.
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
 
-# Texts that are tokenized at once to learn their lengths.
+# Texts that are tokenized at once.
 _CHUNK = 1_024
 
 # Training sorts by length inside windows of this many batches: large enough for batches with little padding, small
@@ -24,7 +24,9 @@ _WINDOW = 64
 
 
 class TextBatches:
-    """Examples in memory: strings, and what belongs to them.
+    """Examples in memory: the tokens of texts, and what belongs to them.
+
+    Texts are tokenized once, not in every epoch; their tokens take about the memory that the texts do.
 
     Args:
         texts: List or array of N strings, or a pair (first, second) of them.
@@ -36,15 +38,17 @@ class TextBatches:
     """
 
     def __init__(self, texts: Any, preprocessor: Callable, targets: tuple[np.ndarray, ...] = ()):
-        self._preprocessor = preprocessor
-        self._columns = _columns(texts)
-        self._targets = targets
-        count = len(self._columns[0])
+        columns = _columns(texts)
+        count = len(columns[0])
         for name, target in zip(("labels", "sample weights"), targets, strict=False):
             if len(target) != count:
                 raise ValueError(f"There must be one entry a text. Received: {len(target)} {name} for {count} texts.")
-        chunks = [self._features(tf.range(i, min(i + _CHUNK, count))) for i in range(0, count, _CHUNK)]
-        self._lengths = np.concatenate([tf.reduce_sum(chunk["padding_mask"], axis=-1) for chunk in chunks])
+        parts = ([column[i : i + _CHUNK] for column in columns] for i in range(0, count, _CHUNK))
+        chunks = [preprocessor(tuple(part) if len(part) > 1 else part[0]) for part in parts]
+        self._features = _Features(chunks, getattr(preprocessor, "sequence_length", None))
+        self._lengths = self._features.lengths
+        self._rows = np.arange(count)
+        self._targets = targets
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -61,14 +65,10 @@ class TextBatches:
 
     def _slice(self, rows: slice) -> TextBatches:
         part = copy.copy(self)
-        part._columns = [column[rows] for column in self._columns]
+        part._rows = self._rows[rows]
         part._targets = tuple(target[rows] for target in self._targets)
         part._lengths = self._lengths[rows]
         return part
-
-    def _features(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        texts = tuple(tf.gather(column, rows) for column in self._columns)
-        return self._preprocessor(texts if len(texts) > 1 else texts[0])
 
     def shuffled(self, batch_size: int) -> tf.data.Dataset:
         """One epoch an iteration, each example once: shuffled, cut into windows, sorted by length inside each, and the
@@ -94,9 +94,10 @@ class TextBatches:
 
     def _load(self, rows: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
         targets = [tf.constant(target) for target in self._targets]
+        own_rows = tf.constant(self._rows)
 
         def load(rows):
-            features = self._features(rows)
+            features = self._features.batch(tf.gather(own_rows, rows))
             return (features, *(tf.gather(target, rows) for target in targets)) if targets else features
 
         batches = tf.data.experimental.assert_cardinality(-(-len(self) // batch_size))
@@ -104,7 +105,38 @@ class TextBatches:
         # wakes up, which can take as long again as half the epoch that ends.
         options = tf.data.Options()
         options.autotune.enabled = False
-        return _tokenize_ahead(rows.apply(batches), load).with_options(options)
+        return _ahead(rows.apply(batches), load).with_options(options)
+
+
+class _Features:
+    """What a preprocessor makes of texts, without its padding.
+
+    Args:
+        chunks: Dicts of int32 [b, S] with `padding_mask`; together N texts.
+        sequence_length: Width S of a batch; `None` = that of its longest text.
+    """
+
+    def __init__(self, chunks: list[dict[str, tf.Tensor]], sequence_length: int | None):
+        self._sequence_length = sequence_length
+        chunks = [{name: values.numpy() for name, values in chunk.items()} for chunk in chunks]
+        masks = [chunk["padding_mask"] == 1 for chunk in chunks]
+        self.lengths = np.concatenate([mask.sum(axis=1) for mask in masks])
+        self._splits = tf.constant(np.cumsum([0, *self.lengths]))
+        self._columns, self._padding = {}, {}
+        for name in chunks[0]:
+            values = [(chunk[name], mask) for chunk, mask in zip(chunks, masks, strict=True)]
+            self._columns[name] = tf.constant(np.concatenate([x[mask] for x, mask in values]))
+            # Where no chunk has any, 0 is as good: the mask hides it.
+            self._padding[name] = next((x[~mask][0] for x, mask in values if not mask.all()), np.int32(0))
+
+    def batch(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        """int32 [b, S] each, for the texts `rows` int64 [b]."""
+
+        def padded(values, padding):
+            texts = tf.RaggedTensor.from_row_splits(values, self._splits, validate=False)
+            return tf.gather(texts, rows).to_tensor(padding, shape=[None, self._sequence_length])
+
+        return {name: padded(values, self._padding[name]) for name, values in self._columns.items()}
 
 
 def is_text(x: Any) -> bool:
@@ -159,9 +191,9 @@ def tokenized(dataset: tf.data.Dataset, preprocessor: Callable, *, targets: bool
             return (preprocessor(element[0]), *element[1:])
         return preprocessor(element if len(element) > 1 else element[0])
 
-    return _tokenize_ahead(dataset, load)
+    return _ahead(dataset, load)
 
 
-def _tokenize_ahead(dataset: tf.data.Dataset, load: Callable) -> tf.data.Dataset:
+def _ahead(dataset: tf.data.Dataset, load: Callable) -> tf.data.Dataset:
     """Map batches while the model is at the one before."""
     return dataset.map(load, num_parallel_calls=2).prefetch(2)

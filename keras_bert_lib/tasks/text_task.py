@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bert_lib.layers import int8_products
 from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
 from keras_bert_lib.training import FunctionalModel
 
@@ -132,6 +135,16 @@ class TextTask(FunctionalModel):
             places = np.argsort(order)
             return keras.tree.map_structure(lambda a: a[places], super().predict(dataset, **kwargs))
         return super().predict(x, batch_size=batch_size, **kwargs)
+
+    @contextlib.contextmanager
+    def int8_products(self) -> Iterator[None]:
+        """Inside, `predict` and exports multiply in 8-bit integers: see `kbl.layers.int8_products`."""
+        before, self.predict_function = self.predict_function, None
+        try:
+            with int8_products(self):
+                yield
+        finally:
+            self.predict_function = before
 
     def _examples(self, x: Any, y: Any, sample_weight: Any) -> TextBatches:
         if y is None:

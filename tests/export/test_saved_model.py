@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib.export import saved_model
+from keras_bert_lib.layers.onednn import onednn_is_on
 from keras_bert_lib.models import bert
 from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
 from keras_bert_lib.tasks import TextClassifier
@@ -347,3 +348,28 @@ def test_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         saved_model(SmallClassifier(), tmp_path / "films" / "1")
     assert only_child(tmp_path) == []
+
+
+@pytest.mark.skipif(not onednn_is_on(), reason="oneDNN is off, and with it the kernel of the int8 products")
+def test_int8_export_is_smaller_and_answers_nearly_the_same(tmp_path):
+    task = classifier(hidden_dim=128)
+    whole = saved_model(task, tmp_path / "1", check=False)
+    small = saved_model(task, tmp_path / "2", precision="int8")
+    exact, rounded = (
+        tf.saved_model.load(str(version)).signatures["serving_default"](text=tf.constant(TEXTS))["probabilities"]
+        for version in (whole, small)
+    )
+    assert 0 < np.abs(rounded - exact).max() < 0.02
+    with task.int8_products():
+        predicted = tf.nn.softmax(task.predict(TEXTS, verbose=0))
+    np.testing.assert_allclose(predicted, rounded, atol=1e-2)
+    np.testing.assert_allclose(tf.nn.softmax(task.predict(TEXTS, verbose=0)), exact, atol=1e-5)
+    sizes = [sum(path.stat().st_size for path in version.rglob("*") if path.is_file()) for version in (whole, small)]
+    kernels = 8 * 128**2  # of the one block, whose feed-forward network is twice as wide
+    assert sizes[0] - sizes[1] > 2.5 * kernels
+
+
+def test_unknown_precision_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`precision` must be one of \['float32', 'int8'\]. Received: .*'fp16'"):
+        saved_model(classifier(), tmp_path / "1", precision="fp16")
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_bert_lib as kbl
 from keras_bert_lib.tasks import text_batches
 from keras_bert_lib.tasks.text_batches import TextBatches, tokenized
 
@@ -37,6 +38,22 @@ def test_windows_mix_the_examples(preprocessor, monkeypatch):
     dataset = TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=5)
     neighbours = [{frozenset(n.numpy().tolist()) for _, n in dataset} for _ in range(2)]
     assert len(neighbours[0] & neighbours[1]) < 3
+
+
+@pytest.mark.parametrize("sequence_length", [None, 12])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_batches_are_what_the_preprocessor_makes_of_their_texts(preprocessor, sequence_length, pairs, monkeypatch):
+    monkeypatch.setattr(text_batches, "_CHUNK", 7)  # so that a batch has texts of several
+    preprocessor = kbl.preprocessing.TextPreprocessor(
+        preprocessor.tokenizer, sequence_length=sequence_length, return_offsets=True
+    )
+    texts = (TEXTS, TEXTS[::-1]) if pairs else TEXTS
+    for features, numbers in TextBatches(texts, preprocessor, (NUMBERS,)).shuffled(8):
+        chosen = [[column[i] for i in numbers] for column in (texts if pairs else [texts])]
+        expected = preprocessor(tuple(chosen) if pairs else chosen[0])
+        assert features.keys() == expected.keys()
+        for name, values in features.items():
+            np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
 def test_sorting_removes_most_of_the_padding(preprocessor):

@@ -1,0 +1,148 @@
+"""The dense projection of a block: what an encoder spends nine tenths of its time on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_lib.layers.activations import gelu
+from keras_bert_lib.layers.initializers import truncated_normal
+from keras_bert_lib.layers.onednn import onednn_is_on
+
+_GRAPH_OP = "_QuantizedMatMul"
+
+
+class Projection(keras.layers.Dense):
+    """activation(x W + b) on rows [T, D], in products of the compute dtype, or of 8-bit integers for inference.
+
+    Rows, not [B, S, D], and the bias right behind the product, are what oneDNN's graph pass can fuse.
+
+    Args:
+        units: Width of the output.
+        activation: A function, or `None`.
+        **options: `name`, `dtype` and the like.
+    Call arguments:
+        inputs: float [T, D].
+    Returns:
+        float [T, units].
+    """
+
+    multiplies_in_int8 = False
+
+    def __init__(self, units: int, activation: Callable | None = None, **options):
+        super().__init__(units, activation, kernel_initializer=truncated_normal(), **options)
+
+    def call(self, inputs, training=None):
+        if not self.multiplies_in_int8 or training:
+            return super().call(inputs, training)
+        # The operation exists in graphs alone.
+        call = tf.function(self._int8_call, autograph=False) if tf.executing_eagerly() else self._int8_call
+        return call(inputs)
+
+    def _int8_call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Unsigned bytes by signed ones: rows with one range for all of them, kernels with one a column."""
+        rows = tf.cast(inputs, tf.float32)
+        low, high = tf.minimum(tf.reduce_min(rows), 0.0), tf.maximum(tf.reduce_max(rows), 0.0)
+        quantized = tf.raw_ops.QuantizeV2(input=rows, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST")
+        with tf.init_scope():  # the weights become constants of the graph, in a quarter of their size
+            kernel = self.kernel.numpy().astype("float32")
+            bias = self.bias.numpy().astype("float32")
+        reach = np.maximum(np.abs(kernel).max(axis=0), 1e-12)
+        kernel = tf.constant(np.rint(kernel / reach * 127).astype("int8"))
+        operands = {
+            "rows": quantized.output,
+            "kernel": tf.bitcast(kernel, tf.qint8),
+            "bias": tf.constant(bias),
+            "rows_low": quantized.output_min,
+            "rows_high": quantized.output_max,
+            "kernel_low": tf.constant(-reach),
+            "kernel_high": tf.constant(reach),
+        }
+        fused = ["BiasAdd", "GeluExact", "Dequantize"] if self.activation is gelu else ["BiasAdd", "Dequantize"]
+        (output,) = tf.graph_util.import_graph_def(
+            _product_graph(fused), input_map=operands, return_elements=["product:0"], name="int8"
+        )
+        output = tf.cast(tf.ensure_shape(output, [None, self.units]), self.compute_dtype)
+        return output if self.activation is gelu else self.activation(output)
+
+
+@contextlib.contextmanager
+def int8_products(model: keras.Model) -> Iterator[None]:
+    """Inside, the blocks of `model` multiply in 8-bit integers; graphs traced inside stay so.
+
+    Activations get their range from each batch, so nothing has to be calibrated. Weights are read when a graph is
+    traced. Only inference is changed, and only on CPUs of the x86 kind, where TensorFlow has the kernel.
+
+    Args:
+        model: A model with blocks of this library, such as an encoder or a task.
+    Raises:
+        ValueError: where oneDNN, whose kernel it is, is off, or if the model has no such product.
+    Example:
+    >>> from keras_bert_lib import models
+    >>> encoder = models.bert(100, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
+    >>> batch = {name: keras.ops.ones((1, 3), "int32") for name in encoder.input}
+    >>> with int8_products(encoder):
+    ...     tuple(encoder(batch)["pooled_output"].shape)
+    (1, 8)
+
+    References: tensorflow/tensorflow `core/kernels/mkl/mkl_qmatmul_op.cc`.
+    """
+    if not onednn_is_on():
+        raise ValueError(
+            "Products of 8-bit integers need oneDNN, which TensorFlow uses on x86 CPUs with AVX512-VNNI, bfloat16 or "
+            "AMX, or with TF_ENABLE_ONEDNN_OPTS=1 in the environment. Use float32 or bfloat16 here."
+        )
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, Projection)]
+    if not layers:
+        raise ValueError(f"There is no block of this library in {type(model).__name__} {model.name!r}.")
+    try:
+        for layer in layers:
+            layer.multiplies_in_int8 = True
+        yield
+    finally:
+        for layer in layers:
+            layer.multiplies_in_int8 = False
+
+
+def _product_graph(fused: list[str]) -> tf.compat.v1.GraphDef:
+    """A graph of the one operation, which has no Python function of its own: oneDNN's graph pass makes it otherwise."""
+    placeholders = {
+        "rows": tf.quint8,
+        "kernel": tf.qint8,
+        "bias": tf.float32,
+        "rows_low": tf.float32,
+        "rows_high": tf.float32,
+        "kernel_low": tf.float32,
+        "kernel_high": tf.float32,
+    }
+    graph = tf.compat.v1.GraphDef()
+    for name, dtype in placeholders.items():
+        graph.node.add(name=name, op="Placeholder").attr["dtype"].type = dtype.as_datatype_enum
+    product = graph.node.add(name="product", op=_GRAPH_OP, input=list(placeholders))
+    types = {
+        "Tdevice_inputs": [tf.quint8, tf.qint8, tf.float32],
+        "Thost_inputs": [tf.float32] * 4,
+        "Tdevice_outputs": [tf.float32],
+        "Thost_outputs": [],
+    }
+    for name, dtypes in types.items():
+        product.attr[name].list.type.extend(dtype.as_datatype_enum for dtype in dtypes)
+        product.attr[name].list.SetInParent()
+    for name, dtype in {
+        "T1": tf.quint8,
+        "T2": tf.qint8,
+        "Tbias": tf.float32,
+        "U": tf.float32,
+        "Tout": tf.float32,
+    }.items():
+        product.attr[name].type = dtype.as_datatype_enum
+    for name in ("is_weight_const", "is_bias_const"):
+        product.attr[name].b = True
+    product.attr["fused_ops"].list.s.extend(operation.encode() for operation in fused)
+    product.attr["input_quant_mode"].s = b"MIN_FIRST"
+    product.attr["output_quant_mode"].s = b"SCALED"
+    return graph

@@ -1,0 +1,120 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib import models
+from keras_bert_lib.layers import int8_products, projection
+from keras_bert_lib.layers.activations import gelu
+from keras_bert_lib.layers.onednn import onednn_is_on
+from keras_bert_lib.layers.projection import Projection
+
+ROWS = np.random.default_rng(0).normal(size=(50, 32)).astype("float32")
+needs_onednn = pytest.mark.skipif(not onednn_is_on(), reason="oneDNN is off, and with it the kernel")
+
+
+def _projection(activation=None, **options) -> Projection:
+    layer = Projection(24, activation, **options)
+    layer.build((None, 32))
+    layer.kernel.assign(np.random.default_rng(1).normal(scale=0.2, size=(32, 24)))
+    layer.bias.assign(np.random.default_rng(2).normal(size=24))
+    return layer
+
+
+def _in_int8(layer: Projection, rows) -> np.ndarray:
+    layer.multiplies_in_int8 = True
+    try:
+        return tf.cast(layer(rows), tf.float32).numpy()
+    finally:
+        layer.multiplies_in_int8 = False
+
+
+def _by_bytes(layer: Projection, rows: np.ndarray) -> np.ndarray:
+    """The same arithmetic in numpy, in float64 on whole numbers."""
+    low, high = min(rows.min(), 0.0), max(rows.max(), 0.0)
+    step = (high - low) / 255
+    quantized = np.rint((rows - low) / step) * step + low
+    reach = np.abs(layer.kernel.numpy()).max(axis=0)
+    kernel = np.rint(layer.kernel.numpy() / reach * 127) * reach / 127
+    return quantized.astype("float64") @ kernel + layer.bias.numpy()
+
+
+@needs_onednn
+def test_int8_product_is_the_product_of_the_rounded_numbers():
+    layer = _projection()
+    actual, exact = _in_int8(layer, ROWS), layer(ROWS).numpy()
+    by_bytes = _by_bytes(layer, ROWS)
+    assert 0 < np.abs(actual - exact).max() < 0.02 * np.abs(exact).max()
+    # A number in the middle between two bytes may go either way.
+    assert np.abs(actual - by_bytes).max() < 0.3 * np.abs(by_bytes - exact).max()
+
+
+@needs_onednn
+@pytest.mark.parametrize("activation", [gelu, tf.nn.relu], ids=["fused", "behind"])
+def test_activation_is_applied_once(activation):
+    layer = _projection(activation)
+    exact = layer(ROWS).numpy()
+    assert np.abs(_in_int8(layer, ROWS) - exact).max() < 0.02 * np.abs(exact).max()
+
+
+@needs_onednn
+def test_rows_of_any_range_and_no_rows_at_all():
+    layer = _projection()
+    bias = layer.bias.numpy()
+    np.testing.assert_allclose(_in_int8(layer, np.zeros_like(ROWS)), np.tile(bias, (50, 1)), atol=1e-6)
+    assert _in_int8(layer, ROWS[:0]).shape == (0, 24)
+    for rows in (np.abs(ROWS) + 5, -np.abs(ROWS) - 5, 1e4 * ROWS, 1e-3 * ROWS):
+        exact = layer(rows).numpy() - bias
+        assert np.abs(_in_int8(layer, rows) - bias - exact).max() < 0.03 * np.abs(exact).max()
+
+
+@needs_onednn
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_output_has_the_compute_dtype(policy):
+    layer = _projection(gelu, dtype=policy)
+    layer.multiplies_in_int8 = True
+    assert layer(tf.cast(ROWS, layer.compute_dtype)).dtype.name == layer.compute_dtype
+
+
+@needs_onednn
+def test_training_is_left_alone():
+    layer = _projection()
+    layer.multiplies_in_int8 = True
+    np.testing.assert_array_equal(layer(ROWS, training=True), _projection()(ROWS))
+
+
+@needs_onednn
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_encoder_multiplies_in_int8_inside_and_as_before_outside(padding):
+    encoder = models.bert(30, num_layers=2, hidden_dim=32, num_heads=2, intermediate_dim=64, padding=padding)
+    for variable in encoder.trainable_variables:
+        variable.assign_add(tf.random.stateless_normal(variable.shape, [0, 1], stddev=0.1))
+    mask = tf.constant([[1, 1, 1, 1], [1, 1, 0, 0]])
+    batch = {"token_ids": tf.constant([[2, 5, 6, 3], [2, 3, 0, 0]]), "segment_ids": mask * 0, "padding_mask": mask}
+    exact = encoder(batch)["pooled_output"].numpy()
+    with int8_products(encoder):
+        eager = encoder(batch)["pooled_output"].numpy()
+        traced = tf.function(lambda batch: encoder(batch)["pooled_output"])
+        graph = traced(batch).numpy()
+    assert 1e-5 < np.abs(eager - exact).max() < 0.1
+    np.testing.assert_allclose(graph, eager, atol=1e-5)
+    np.testing.assert_array_equal(traced(batch), graph)  # what was traced inside stays so
+    np.testing.assert_array_equal(encoder(batch)["pooled_output"], exact)
+
+
+def test_without_the_kernel_int8_is_refused(monkeypatch):
+    monkeypatch.setattr(projection, "onednn_is_on", lambda: False)
+    encoder = models.bert(30, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
+    with pytest.raises(ValueError, match=r"need oneDNN.*TF_ENABLE_ONEDNN_OPTS=1.*Use float32"), int8_products(encoder):
+        pass
+
+
+@needs_onednn
+def test_a_model_without_blocks_is_refused():
+    x = keras.Input((2,), name="x")
+    model = keras.Model(x, keras.layers.Dense(1)(x), name="plain")
+    with (
+        pytest.raises(ValueError, match="There is no block of this library in Functional 'plain'"),
+        int8_products(model),
+    ):
+        pass
