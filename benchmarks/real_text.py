@@ -35,6 +35,7 @@ ROWS = {
         "keras_bert_lib_mixed_bfloat16": ("this library, `mixed_bfloat16`", None),
         "keras_bert_lib_bfloat16": ("this library, `bfloat16`", None),
         "keras_bert_lib_float32": ("this library, `float32`", None),
+        "keras_bert_lib_int8": ("this library, int8 products", None),
         "keras_hub": ("KerasHub, `mixed_bfloat16`", "tensorflow"),
         "model_garden": ("Model Garden, `mixed_bfloat16`", "tensorflow"),
         "sentence_transformers_bfloat16": ("sentence-transformers, bfloat16", "torch"),

@@ -5,6 +5,7 @@ It runs in the contestant's environment, so it imports nothing but what that con
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import numpy as np
 from benchmarks.contest import serve
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 5e-5, 0.01, 1.0
+PRECISIONS = ("mixed_bfloat16", "bfloat16", "float32")
 FIXED_LENGTHS = (64, 128, 512)  # what contestants that pad to one length choose from
 FEW = 256  # texts of a contestant that pads all of them to 512 tokens: more would take many minutes a turn
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -32,34 +34,23 @@ Labelled = tuple[list[str], np.ndarray]
 def keras_bert_lib(job: dict, texts: list[str], precision: str) -> tuple[Encode, dict]:
     import keras
 
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy("float32" if precision == "int8" else precision)
     import tensorflow as tf
 
     import keras_bert_lib as kbl
 
-    encoder = kbl.checkpoints.load_encoder(job["checkpoint"])
-    tokenizer = kbl.checkpoints.load_tokenizer(job["checkpoint"])
-    preprocessor = kbl.preprocessing.TextPreprocessor(tokenizer, max_sequence_length=job["sequence_length"])
-    pooler = kbl.layers.MeanPooler(dtype="float32")
+    encoder = kbl.tasks.TextEncoder.from_pretrained(
+        job["checkpoint"], normalize=False, max_sequence_length=job["sequence_length"]
+    )
+    inside = contextlib.ExitStack()
+    inside.enter_context(encoder.frozen("int8" if precision == "int8" else "float"))
 
-    def vectors_of(features):
-        hidden = encoder(features, training=False)["sequence_output"]
-        return pooler(hidden, padding_mask=features["padding_mask"])
-
-    specs = {name: tf.TensorSpec((None, None), tf.int32) for name in encoder.input}
-    forward = tf.function(vectors_of, autograph=False).get_concrete_function(specs)
-
-    def encode(texts):
-        features = {name: value.numpy() for name, value in preprocessor(texts).items()}
-        lengths = features["padding_mask"].sum(axis=1)
-        vectors = np.empty((len(texts), encoder.output["sequence_output"].shape[-1]), "float32")
-        for rows in _by_length(lengths, job["batch_size"]):
-            batch = {name: tf.constant(value[rows, : lengths[rows[0]]]) for name, value in features.items()}
-            vectors[rows] = forward(batch).numpy()
-        return vectors
+    def encode(texts, inside=inside):  # which ends the context when nobody holds it any more
+        return encoder.encode(texts)
 
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__, "keras_bert_lib": kbl.__version__}
-    return encode, {"versions": versions, "tokens": _real_tokens(preprocessor, texts)}
+    tokens = _real_tokens(encoder.preprocessor, texts)
+    return encode, {"versions": versions, "tokens": tokens}
 
 
 def keras_hub(job: dict, texts: list[str]) -> tuple[Encode, dict]:
@@ -430,7 +421,7 @@ def _timed(run: Callable, *arguments: Any) -> dict:
 
 
 INFERENCE = {
-    **{f"keras_bert_lib_{p}": partial(keras_bert_lib, precision=p) for p in ("mixed_bfloat16", "bfloat16", "float32")},
+    **{f"keras_bert_lib_{p}": partial(keras_bert_lib, precision=p) for p in (*PRECISIONS, "int8")},
     "keras_hub": keras_hub,
     "model_garden": model_garden,
     **{f"sentence_transformers_{p}": partial(sentence_transformers, precision=p) for p in ("bfloat16", "float32")},

@@ -29,7 +29,7 @@ PUBLIC_NAMES = {
         "TokenLayout",
         "TransformerEmbeddings",
         "TransformerEncoder",
-        "int8_products",
+        "frozen",
     ],
     "models": [
         "albert",

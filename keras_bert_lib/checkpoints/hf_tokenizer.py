@@ -78,6 +78,7 @@ def load_preprocessor(
     directory_or_hub_id: str | os.PathLike[str],
     sequence_length: int | None = None,
     *,
+    max_sequence_length: int | None = None,
     truncation: Literal["longest_first", "only_second"] = "longest_first",
     lowercase: bool | None = None,
     special_tokens_in_text: bool = False,
@@ -89,8 +90,9 @@ def load_preprocessor(
 
     Args:
         directory_or_hub_id: Directory of the checkpoint, or its id on the hub.
-        sequence_length: Tokens S of each sequence, special tokens counted. `None` pads to the longest of the batch, and
-            cuts what is longer than the checkpoint's table of positions.
+        sequence_length: Tokens S of each sequence, special tokens counted. `None` pads to the longest of the batch.
+        max_sequence_length: What texts are cut to where `sequence_length` is `None`; by default the checkpoint's table
+            of positions.
         truncation: What gives way where a pair is too long, as in `TextPreprocessor`.
         lowercase: As in `load_tokenizer`.
         special_tokens_in_text: As in `WordPieceTokenizer`.
@@ -115,7 +117,9 @@ def load_preprocessor(
     tokenizer = load_tokenizer(directory, lowercase=lowercase, special_tokens_in_text=special_tokens_in_text)
     config = directory / hub.CONFIG_FILE
     longest = read_json(config).get("max_position_embeddings") if config.exists() else None
-    return preprocessing.TextPreprocessor(tokenizer, sequence_length, truncation, max_sequence_length=longest)
+    return preprocessing.TextPreprocessor(
+        tokenizer, sequence_length, truncation, max_sequence_length=max_sequence_length or longest
+    )
 
 
 def load_tokenizer(

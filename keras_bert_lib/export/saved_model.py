@@ -49,7 +49,7 @@ def saved_model(
         directory: Version folder to create, named by a number: `saved_models/sst2/1`. Missing parents are made.
         labels: Names of the C classes, in the order of the logits. `None` keeps `task.labels`.
         pairs: Whether a request holds two strings.
-        precision: "int8" multiplies in 8-bit integers (`task.int8_products()`), in about half the time and a third of
+        precision: "int8" multiplies in 8-bit integers (`task.frozen("int8")`), in about half the time and a third of
             the bytes, for servers on x86 CPUs: the kernel is oneDNN's. Answers move in the second decimal; measure the
             accuracy of yours.
         check: Whether to ask the written model in a fresh process, which imports TensorFlow once more. Answers that
@@ -76,7 +76,7 @@ def saved_model(
     with (
         fresh_process() if check else contextlib.nullcontext() as process,
         _float32_compute(task),
-        task.int8_products() if precision == "int8" else contextlib.nullcontext(),
+        task.frozen("int8") if precision == "int8" else contextlib.nullcontext(),
         _labels(task, labels),
     ):
         answer = _answer(task, labels)

@@ -12,7 +12,7 @@ from keras_bert_lib.layers.heads import ClassificationHead, MaskedLMHead, NextSe
 from keras_bert_lib.layers.layer_norm import LayerNorm
 from keras_bert_lib.layers.padding import RemovePadding, RestorePadding, TokenLayout
 from keras_bert_lib.layers.pooling import CLSPooler, MeanPooler
-from keras_bert_lib.layers.projection import int8_products
+from keras_bert_lib.layers.projection import frozen
 from keras_bert_lib.layers.self_attention import SelfAttention
 from keras_bert_lib.layers.transformer_encoder import TransformerEncoder
 
@@ -31,5 +31,5 @@ __all__ = [
     "TokenLayout",
     "TransformerEmbeddings",
     "TransformerEncoder",
-    "int8_products",
+    "frozen",
 ]

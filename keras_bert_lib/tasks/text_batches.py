@@ -18,6 +18,10 @@ from keras_bert_lib.preprocessing.text_input import as_string_tensor
 # Texts that are tokenized at once.
 _CHUNK = 1_024
 
+# Of a batch for evaluation or prediction whose size nobody asked for: products of fewer rows are slower a row, products
+# of more need more memory and are no faster.
+_TOKENS = 4_096
+
 # Training sorts by length inside windows of this many batches: large enough for batches with little padding, small
 # enough that the windows, which are cut anew in each epoch, mix the examples.
 _WINDOW = 64
@@ -81,18 +85,29 @@ class TextBatches:
             return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size).shuffle(_WINDOW)
 
         rows = tf.data.Dataset.range(len(self)).shuffle(len(self))
-        return self._load(rows.batch(batch_size * _WINDOW).flat_map(batches_of_window), batch_size)
+        num_batches = -(-len(self) // batch_size)
+        return self._load(rows.batch(batch_size * _WINDOW).flat_map(batches_of_window), num_batches)
 
-    def sorted(self, batch_size: int) -> tuple[tf.data.Dataset, np.ndarray]:
-        """All examples once, the longest first, and the row that stands at each place."""
+    def sorted(self, batch_size: int | None) -> tuple[tf.data.Dataset, np.ndarray]:
+        """All examples once, the longest first, and the row that stands at each place.
+
+        `None` makes batches of about equal work: a processor is busy with a few long texts, or with many short ones.
+        """
         order = np.argsort(-self._lengths, kind="stable")
-        return self._load(tf.data.Dataset.from_tensor_slices(order).batch(batch_size), batch_size), order
+        if batch_size is not None:
+            rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+            return self._load(rows, -(-len(self) // batch_size)), order
+        starts = [0]
+        while starts[-1] < len(self):
+            starts.append(starts[-1] + max(_TOKENS // max(int(self._lengths[order[starts[-1]]]), 1), 1))
+        batches = tf.RaggedTensor.from_row_splits(order, np.minimum(starts, len(self)))
+        return self._load(tf.data.Dataset.from_tensor_slices(batches), len(starts) - 1), order
 
     def in_order(self, batch_size: int) -> tf.data.Dataset:
         """All examples once, as they were passed."""
-        return self._load(tf.data.Dataset.range(len(self)).batch(batch_size), batch_size)
+        return self._load(tf.data.Dataset.range(len(self)).batch(batch_size), -(-len(self) // batch_size))
 
-    def _load(self, rows: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    def _load(self, rows: tf.data.Dataset, num_batches: int) -> tf.data.Dataset:
         targets = [tf.constant(target) for target in self._targets]
         own_rows = tf.constant(self._rows)
 
@@ -100,7 +115,7 @@ class TextBatches:
             features = self._features.batch(tf.gather(own_rows, rows))
             return (features, *(tf.gather(target, rows) for target in targets)) if targets else features
 
-        batches = tf.data.experimental.assert_cardinality(-(-len(self) // batch_size))
+        batches = tf.data.experimental.assert_cardinality(num_batches)
         # Without tf.data's autotuning: an iterator whose parallelism it tunes cannot be given up before its thread
         # wakes up, which can take as long again as half the epoch that ends.
         options = tf.data.Options()

@@ -79,6 +79,7 @@ class TextClassifier(TextTask):
         labels: Sequence[str] | None = None,
         kind: Kind | None = None,
         sequence_length: int | None = None,
+        max_sequence_length: int | None = None,
         dropout: float | None = None,
         revision: str | None = None,
     ) -> TextClassifier:
@@ -93,6 +94,8 @@ class TextClassifier(TextTask):
             labels: Names of the classes of a new head.
             kind: As in `TextClassifier`.
             sequence_length: Fixed length in tokens; `None` pads to the longest text of a batch. Longer texts are cut.
+            max_sequence_length: What texts are cut to where there is no fixed length; `None` = the most that the
+                encoder takes.
             dropout: Replaces the checkpoint's rate, in the encoder and before the head.
             revision: Branch, tag or commit, for a hub id.
         Raises:
@@ -102,7 +105,9 @@ class TextClassifier(TextTask):
         directory = checkpoints.fetch(directory_or_hub_id, revision=revision)
         config = checkpoints.load_config(directory)
         encoder = checkpoints.load_encoder(directory, dropout=dropout)
-        preprocessor = checkpoints.load_preprocessor(directory, sequence_length=sequence_length)
+        preprocessor = checkpoints.load_preprocessor(
+            directory, sequence_length, max_sequence_length=max_sequence_length
+        )
         rate = config.classifier_dropout if dropout is None else dropout
         if num_classes is not None or labels is not None or kind not in (None, config.kind):
             return cls(encoder, preprocessor, num_classes, labels, kind or "multi_class", rate)

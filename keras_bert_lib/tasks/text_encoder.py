@@ -70,6 +70,7 @@ class TextEncoder(TextTask):
         pooling: Pooling = "mean",
         normalize: bool = True,
         sequence_length: int | None = None,
+        max_sequence_length: int | None = None,
         revision: str | None = None,
     ) -> TextEncoder:
         """Encoder of texts out of a checkpoint.
@@ -79,20 +80,26 @@ class TextEncoder(TextTask):
             pooling: As in `TextEncoder`; what the checkpoint was trained with.
             normalize: As in `TextEncoder`.
             sequence_length: Fixed length in tokens; `None` pads to the longest text of a batch. Longer texts are cut.
+            max_sequence_length: What texts are cut to where there is no fixed length; `None` = the most that the
+                encoder takes.
             revision: Branch, tag or commit, for a hub id.
         Raises:
             FileNotFoundError, ValueError: see `kbl.checkpoints.load_encoder` and `load_preprocessor`.
         """
         directory = checkpoints.fetch(directory_or_hub_id, revision=revision)
-        preprocessor = checkpoints.load_preprocessor(directory, sequence_length=sequence_length)
+        preprocessor = checkpoints.load_preprocessor(
+            directory, sequence_length, max_sequence_length=max_sequence_length
+        )
         return cls(checkpoints.load_encoder(directory), preprocessor, pooling, normalize)
 
-    def encode(self, texts: Any, batch_size: int = 32, verbose: Any = 0) -> np.ndarray:
+    def encode(self, texts: Any, batch_size: int | None = None, verbose: Any = 0) -> np.ndarray:
         """The vectors of texts, in their order; they are computed in batches of like length.
+
+        Many texts go faster inside `with encoder.frozen():`.
 
         Args:
             texts: One string, or what `predict` takes.
-            batch_size: Texts in a batch.
+            batch_size: Texts in a batch; `None` makes batches of about 4,096 tokens.
             verbose: As in `keras.Model.predict`.
         Returns:
             float32 [N, D]; [D] for one string.

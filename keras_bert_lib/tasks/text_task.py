@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert_lib.layers import int8_products
+from keras_bert_lib.layers import frozen
 from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
 from keras_bert_lib.training import FunctionalModel
 
@@ -23,7 +23,8 @@ class TextTask(FunctionalModel):
     `fit`, `evaluate` and `predict` take
 
     - texts in memory: a list or array of strings, or a pair `(first, second)` of them. They are batched by length:
-      training sorts within shuffled windows, evaluation and prediction sort all and give the results in your order;
+      training sorts within shuffled windows, evaluation and prediction sort all and give the results in your order,
+      without `batch_size` in batches of about 4,096 tokens;
     - a `tf.data.Dataset` of batches of strings, or of `(first, second)`, with `y` and `sample_weight` behind them;
     - token ids: whatever Keras takes, as dicts `token_ids`, `segment_ids`, `padding_mask`.
 
@@ -120,7 +121,7 @@ class TextTask(FunctionalModel):
         if isinstance(x, tf.data.Dataset):
             x = self._tokenized(x)
         elif is_text(x):
-            x, _ = self._examples(x, y, sample_weight).sorted(batch_size or _BATCH_SIZE)
+            x, _ = self._examples(x, y, sample_weight).sorted(batch_size)
             y = batch_size = sample_weight = None
         elif y is not None:
             y = self.encode_targets(y)
@@ -131,17 +132,17 @@ class TextTask(FunctionalModel):
         if isinstance(x, tf.data.Dataset):
             x = tokenized(x, self.preprocessor, targets=_has_targets(x))
         elif is_text(x):
-            dataset, order = TextBatches(x, self.preprocessor).sorted(batch_size or _BATCH_SIZE)
+            dataset, order = TextBatches(x, self.preprocessor).sorted(batch_size)
             places = np.argsort(order)
             return keras.tree.map_structure(lambda a: a[places], super().predict(dataset, **kwargs))
         return super().predict(x, batch_size=batch_size, **kwargs)
 
     @contextlib.contextmanager
-    def int8_products(self) -> Iterator[None]:
-        """Inside, `predict` and exports multiply in 8-bit integers: see `kbl.layers.int8_products`."""
+    def frozen(self, products: Literal["float", "int8"] = "float") -> Iterator[None]:
+        """Inside, `predict` takes the weights as constants, which is faster, or in "int8": see `kbl.layers.frozen`."""
         before, self.predict_function = self.predict_function, None
         try:
-            with int8_products(self):
+            with frozen(self, products):
                 yield
         finally:
             self.predict_function = before

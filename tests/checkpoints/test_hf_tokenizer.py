@@ -33,6 +33,8 @@ def test_arguments_reach_the_preprocessor():
     default = checkpoints.load_preprocessor(directory)
     assert (default.sequence_length, default.truncation) == (None, "longest_first")
     assert not default.tokenizer.special_tokens_in_text
+    shorter = checkpoints.load_preprocessor(directory, max_sequence_length=5)
+    assert (shorter.sequence_length, shorter.max_sequence_length) == (None, 5)
     other = checkpoints.load_preprocessor(directory, 6, truncation="only_second", special_tokens_in_text=True)
     assert (other.sequence_length, other.truncation) == (6, "only_second")
     assert other.tokenizer.special_tokens_in_text

@@ -360,7 +360,7 @@ def test_int8_export_is_smaller_and_answers_nearly_the_same(tmp_path):
         for version in (whole, small)
     )
     assert 0 < np.abs(rounded - exact).max() < 0.02
-    with task.int8_products():
+    with task.frozen("int8"):
         predicted = tf.nn.softmax(task.predict(TEXTS, verbose=0))
     np.testing.assert_allclose(predicted, rounded, atol=1e-2)
     np.testing.assert_allclose(tf.nn.softmax(task.predict(TEXTS, verbose=0)), exact, atol=1e-5)

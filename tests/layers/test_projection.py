@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib import models
-from keras_bert_lib.layers import int8_products, projection
+from keras_bert_lib.layers import frozen, projection
 from keras_bert_lib.layers.activations import gelu
 from keras_bert_lib.layers.onednn import onednn_is_on
 from keras_bert_lib.layers.projection import Projection
@@ -22,11 +22,11 @@ def _projection(activation=None, **options) -> Projection:
 
 
 def _in_int8(layer: Projection, rows) -> np.ndarray:
-    layer.multiplies_in_int8 = True
+    layer.frozen_products = "int8"
     try:
         return tf.cast(layer(rows), tf.float32).numpy()
     finally:
-        layer.multiplies_in_int8 = False
+        layer.frozen_products = None
 
 
 def _by_bytes(layer: Projection, rows: np.ndarray) -> np.ndarray:
@@ -72,14 +72,14 @@ def test_rows_of_any_range_and_no_rows_at_all():
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
 def test_output_has_the_compute_dtype(policy):
     layer = _projection(gelu, dtype=policy)
-    layer.multiplies_in_int8 = True
+    layer.frozen_products = "int8"
     assert layer(tf.cast(ROWS, layer.compute_dtype)).dtype.name == layer.compute_dtype
 
 
 @needs_onednn
 def test_training_is_left_alone():
     layer = _projection()
-    layer.multiplies_in_int8 = True
+    layer.frozen_products = "int8"
     np.testing.assert_array_equal(layer(ROWS, training=True), _projection()(ROWS))
 
 
@@ -92,7 +92,7 @@ def test_encoder_multiplies_in_int8_inside_and_as_before_outside(padding):
     mask = tf.constant([[1, 1, 1, 1], [1, 1, 0, 0]])
     batch = {"token_ids": tf.constant([[2, 5, 6, 3], [2, 3, 0, 0]]), "segment_ids": mask * 0, "padding_mask": mask}
     exact = encoder(batch)["pooled_output"].numpy()
-    with int8_products(encoder):
+    with frozen(encoder, "int8"):
         eager = encoder(batch)["pooled_output"].numpy()
         traced = tf.function(lambda batch: encoder(batch)["pooled_output"])
         graph = traced(batch).numpy()
@@ -105,16 +105,41 @@ def test_encoder_multiplies_in_int8_inside_and_as_before_outside(padding):
 def test_without_the_kernel_int8_is_refused(monkeypatch):
     monkeypatch.setattr(projection, "onednn_is_on", lambda: False)
     encoder = models.bert(30, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
-    with pytest.raises(ValueError, match=r"need oneDNN.*TF_ENABLE_ONEDNN_OPTS=1.*Use float32"), int8_products(encoder):
+    with (
+        pytest.raises(ValueError, match=r"need oneDNN.*TF_ENABLE_ONEDNN_OPTS=1.*Use products=\"float\""),
+        frozen(encoder, "int8"),
+    ):
         pass
 
 
-@needs_onednn
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_frozen_products_are_the_same_products(policy):
+    layer = _projection(gelu, dtype=policy)
+    rows = tf.cast(ROWS, layer.compute_dtype)
+    exact = layer(rows)
+    layer.frozen_products = "float"
+    product = tf.function(layer, autograph=False)
+    one = product(rows)
+    assert one.dtype.name == layer.compute_dtype
+    tolerance = 1e-6 if policy == "float32" else 2e-2
+    np.testing.assert_allclose(tf.cast(one, tf.float32), tf.cast(exact, tf.float32), rtol=tolerance, atol=tolerance)
+    layer.kernel.assign(layer.kernel * 2)
+    np.testing.assert_array_equal(tf.cast(product(rows), tf.float32), tf.cast(one, tf.float32))  # it is a constant
+
+
+def test_frozen_is_over_where_the_block_ends():
+    encoder = models.bert(30, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
+    projections = [layer for layer in encoder._flatten_layers() if isinstance(layer, Projection)]
+    with pytest.raises(RuntimeError), frozen(encoder):
+        assert {layer.frozen_products for layer in projections} == {"float"}
+        raise RuntimeError
+    assert {layer.frozen_products for layer in projections} == {None}
+    with pytest.raises(ValueError, match=r"`products` must be \"float\" or \"int8\". Received: products='fp16'"):
+        frozen(encoder, "fp16").__enter__()
+
+
 def test_a_model_without_blocks_is_refused():
     x = keras.Input((2,), name="x")
     model = keras.Model(x, keras.layers.Dense(1)(x), name="plain")
-    with (
-        pytest.raises(ValueError, match="There is no block of this library in Functional 'plain'"),
-        int8_products(model),
-    ):
-        pass
+    with pytest.raises(ValueError, match="There is no block of this library in Functional 'plain'"):
+        frozen(model).__enter__()

@@ -67,6 +67,19 @@ def test_sorting_removes_most_of_the_padding(preprocessor):
     assert padding(batches.sorted(8)[0]) < 0.12
 
 
+def test_batches_of_no_given_size_have_about_equal_work(preprocessor, monkeypatch):
+    monkeypatch.setattr(text_batches, "_TOKENS", 60)
+    dataset, order = TextBatches(TEXTS, preprocessor, (NUMBERS,)).sorted(None)
+    assert sorted(order) == list(range(50))
+    assert _numbers(dataset) == order.tolist()
+    shapes = [features["padding_mask"].shape for features, _ in dataset]
+    assert dataset.cardinality() == len(shapes)
+    assert all(rows * length <= 60 for rows, length in shapes)
+    assert all((rows + 1) * length > 60 for rows, length in shapes[:-1])
+    empty, _ = TextBatches(["", ""], preprocessor).sorted(None)
+    assert [len(features["token_ids"]) for features in empty] == [2]
+
+
 def test_the_number_of_batches_is_known(preprocessor):
     batches = TextBatches(TEXTS, preprocessor, (NUMBERS,))
     assert batches.shuffled(8).cardinality() == len(list(batches.shuffled(8))) == 7

@@ -50,6 +50,21 @@ def test_vectors_stay_float32_under_half_precision(encoder, preprocessor):
     assert np.sum(vectors * exact, axis=1).min() > 0.999
 
 
+def test_frozen_weights_give_the_same_vectors_until_the_block_ends(encoder, preprocessor):
+    task = kbl.tasks.TextEncoder(encoder, preprocessor)
+    expected = task.encode(TEXTS)
+    kernel = encoder.get_layer("block_0").feed_forward.intermediate.kernel
+    before = kernel.numpy()
+    with task.frozen():
+        np.testing.assert_allclose(task.encode(TEXTS), expected, atol=1e-6)
+        kernel.assign(before * 3)
+        np.testing.assert_allclose(task.encode(TEXTS), expected, atol=1e-6)
+    changed = task.encode(TEXTS)
+    kernel.assign(before)
+    assert np.abs(changed - expected).max() > 1e-3
+    np.testing.assert_allclose(task.encode(TEXTS), expected, atol=1e-6)
+
+
 def test_reloads_bit_for_bit(encoder, preprocessor, tmp_path):
     task = kbl.tasks.TextEncoder(encoder, preprocessor, "cls", normalize=False)
     task.save(tmp_path / "encoder.keras")
