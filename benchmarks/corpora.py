@@ -66,6 +66,18 @@ def _prose(page: str) -> Iterator[str]:
             yield text
 
 
+def write(texts: Iterator[str], output: Path, megabytes: float = 5.0) -> None:
+    """Write texts, one a line, until there are enough of them."""
+    size = 0
+    with output.open("w", encoding="utf-8") as file:
+        for text in texts:
+            print(text, file=file)
+            size += len(text.encode())
+            if size >= 1e6 * megabytes:
+                break
+    print(f"{output}: {size:,} bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=("sentences", "paragraphs", "manuals"))
@@ -73,14 +85,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--megabytes", type=float, default=5.0, help="where to stop")
     options = parser.parse_args()
-    size = 0
-    with options.output.open("w", encoding="utf-8") as file:
-        for text in globals()[options.kind](options.source):
-            print(text, file=file)
-            size += len(text.encode())
-            if size >= 1e6 * options.megabytes:
-                break
-    print(f"{options.output}: {size:,} bytes")
+    write(globals()[options.kind](options.source), options.output, options.megabytes)
 
 
 if __name__ == "__main__":

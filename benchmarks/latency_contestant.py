@@ -29,6 +29,10 @@ def served_mixed_bfloat16(job: dict) -> tuple[float, dict, Ask]:
     return _served(job, "mixed_bfloat16")
 
 
+def served_int8(job: dict) -> tuple[float, dict, Ask]:
+    return _served(job, "int8")
+
+
 def predict(job: dict) -> tuple[float, dict, Ask]:
     import keras_bert_lib as kbl
 
@@ -198,7 +202,7 @@ def _loading(contestant: Callable[[], tuple[dict, Callable]]) -> Callable:
 
 
 if __name__ == "__main__":
-    answering = (served_float32, served_mixed_bfloat16, predict)
+    answering = (served_float32, served_mixed_bfloat16, served_int8, predict)
     answering += (transformers_float32, transformers_bfloat16, onnx_float32, onnx_int8)
     loading = (load_keras_bert_lib, load_transformers)
     timed = {f.__name__: _timed(f) for f in answering} | {f.__name__: _loading(f) for f in loading}

@@ -52,12 +52,12 @@ ROWS = {
     },
 }
 SHORT, LONG = 128, 512  # tokens that texts are cut to
-# Texts, and tokens that they are cut to. The numbers make one turn of the faster rows some seconds.
+# Texts, and tokens that they are cut to. The numbers make one turn of the faster rows about a second.
 CORPORA = {
-    "banking77": (3_080, SHORT),
-    "mr_sentence_polarity": (3_072, SHORT),
-    "squad": (768, LONG),
-    "pretrain_text": (512, LONG),
+    "banking77": (2_048, SHORT),
+    "mr_sentence_polarity": (1_536, SHORT),
+    "squad": (384, LONG),
+    "pretrain_text": (256, LONG),
 }
 MODELS = {
     "MiniLM-L6": None,

@@ -1,16 +1,8 @@
-"""The benchmark of growth runs at toy sizes, as a user would run it, and fits what it is given."""
-
-import pathlib
-import subprocess
-import sys
-
 import pytest
-
-pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra [bench]")
 
 from benchmarks.growth import fit
 
-ROOT = pathlib.Path(__file__).parents[2]
+from . import trial
 
 
 def test_fit_finds_the_exponent_of_the_upper_half():
@@ -20,11 +12,7 @@ def test_fit_finds_the_exponent_of_the_upper_half():
 
 
 def test_growth_writes_its_table_and_figures(tmp_path):
-    output = tmp_path / "growth.md"
-    command = [sys.executable, "-m", "benchmarks.growth", "--trial", "--peers", "none", "--rounds", "1"]
-    result = subprocess.run([*command, "--output", output], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3_000:]
-    text = output.read_text(encoding="utf-8")
+    text = trial(tmp_path / "growth.md", "growth", "--trial")
     assert "| exponent | the algorithm's |" in text
     for name in ("length", "batch", "layers", "vocabulary", "documents"):
         assert text.count(f"[figure](growth_{name}.png)") == 2

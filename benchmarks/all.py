@@ -1,0 +1,78 @@
+"""Every benchmark, one after the other: the whole report.
+
+    python -m benchmarks.all
+
+takes some hours on two cores, and installs the peers where they are not. How to read the results: README.md beside this
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import corpora, machine
+from benchmarks.contest import ROOT
+
+DATA = ROOT.parent / "shared" / "data"
+
+
+def commands(options: argparse.Namespace, folder: Path) -> list[list[str]]:
+    """Module and arguments of each benchmark. The tokenizer's corpora are written into `folder`."""
+    runs = [
+        ["encoder", "forward"],
+        ["encoder", "training"],
+        ["real_text", "inference", "--data", str(options.data)],
+        ["real_text", "training", "--data", str(options.data)],
+        ["latency"],
+        ["memory"],
+        ["growth"],
+        ["tokenizer", *_corpora(options, folder)],
+    ]
+    common = ["--peers", options.peers, "--threads", str(options.threads)]
+    common += ["--rounds", str(options.rounds)] if options.rounds else []
+    return [[*run, *common] for run in runs]
+
+
+def _corpora(options: argparse.Namespace, folder: Path) -> list[str]:
+    books = options.data / "pretrain_text" / "books_train.txt.xz"
+    vocabularies = options.data / "vocabs"
+    chosen = [
+        ("English, a sentence a text", corpora.sentences, books, "bert-base-uncased"),
+        ("English, some sentences a text", corpora.paragraphs, books, "bert-base-uncased"),
+    ]
+    cased = []
+    if options.manuals:
+        cased = ["Manual pages in other languages"]
+        chosen.append((cased[0], corpora.manuals, options.manuals, "bert-base-multilingual-cased"))
+    arguments = []
+    for name, texts_of, source, vocabulary in chosen:
+        path = folder / f"{texts_of.__name__}.txt"
+        corpora.write(texts_of(source), path)
+        arguments += ["--corpus", name, str(path), str(vocabularies / f"{vocabulary}.vocab.txt")]
+    return [*arguments, "--cased", *cased]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, help="of every benchmark; default: its own")
+    parser.add_argument("--threads", type=int, default=machine.usable_cores())
+    parser.add_argument("--peers", choices=("all", "none"), default="all")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the corpora")
+    parser.add_argument("--manuals", type=Path, help="usr/share/man of Debian's manpages-LANGUAGE packages")
+    options = parser.parse_args()
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        for module, *arguments in commands(options, Path(folder)):
+            print(f"=== {module} {arguments[0]}", flush=True)
+            if subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT).returncode:
+                failed.append(module)
+    if failed:
+        raise SystemExit(f"Failed: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    main()

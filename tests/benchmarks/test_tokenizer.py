@@ -1,0 +1,51 @@
+import argparse
+import gzip
+import lzma
+import re
+
+from benchmarks import all as everything
+from benchmarks import corpora
+
+from . import trial
+
+BOOK = "One sentence.\nAnother one.\n\nA new book begins.\n" * 30
+
+
+def test_tokenizer_writes_a_table(tmp_path):
+    vocabulary, texts = tmp_path / "vocab.txt", tmp_path / "texts.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "sentence", "."]))
+    texts.write_text("One sentence.\n" * 300)
+    text = trial(tmp_path / "table.md", "tokenizer", "--corpus", "made up", str(texts), str(vocabulary))
+    for row in ("this library, ids", "this library, with offsets", "Rust tokenizers, encode_batch_fast"):
+        assert re.search(rf"^\| {row} \| [\d.]+ \|", text, re.MULTILINE), row
+
+
+def test_corpora_are_texts_a_line(tmp_path):
+    books = tmp_path / "books.txt.xz"
+    books.write_bytes(lzma.compress(BOOK.encode()))
+    assert list(corpora.sentences(books))[:3] == ["One sentence.", "Another one.", "A new book begins."]
+    first, second = list(corpora.paragraphs(books))[:2]
+    assert first == "One sentence. Another one."
+    assert second == "A new book begins. One sentence. Another one."
+
+
+def test_manual_pages_become_prose(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "BYTES_PER_LANGUAGE", 200)
+    page = ".TH X 1\n.SH NOM\n" + "Le \\fBprogramme\\fR \\- mange des données étranges\n" * 8 + ".PP\nfin\n"
+    folder = tmp_path / "fr" / "man1"
+    folder.mkdir(parents=True)
+    (folder / "x.1.gz").write_bytes(gzip.compress(page.encode()))
+    [text] = corpora.manuals(tmp_path)
+    assert text == " ".join(["Le programme - mange des données étranges"] * 8)
+
+
+def test_the_whole_report_is_made_of_every_benchmark(tmp_path):
+    data = tmp_path / "pretrain_text"
+    data.mkdir()
+    (data / "books_train.txt.xz").write_bytes(lzma.compress(BOOK.encode()))
+    options = argparse.Namespace(data=tmp_path, manuals=None, peers="none", threads=2, rounds=3)
+    runs = everything.commands(options, tmp_path)
+    asked = {module for module, *_ in runs}
+    here = {path.stem for path in (everything.ROOT / "benchmarks").glob("*_contestant.py")}
+    assert {name.removesuffix("_contestant") for name in here} | {"growth"} == asked
+    assert all(run[-2:] == ["--rounds", "3"] for run in runs)
