@@ -27,6 +27,7 @@ def commands(options: argparse.Namespace, folder: Path) -> list[list[str]]:
         ["encoder", "training"],
         ["real_text", "inference", "--data", str(options.data)],
         ["real_text", "training", "--data", str(options.data)],
+        ["int8", "--data", str(options.data)],
         ["latency"],
         ["memory"],
         ["growth"],
@@ -67,7 +68,7 @@ def main() -> None:
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         for module, *arguments in commands(options, Path(folder)):
-            print(f"=== {module} {arguments[0]}", flush=True)
+            print(f"=== {module}", flush=True)
             if subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT).returncode:
                 failed.append(module)
     if failed:

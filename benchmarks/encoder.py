@@ -42,6 +42,7 @@ PRECISIONS = {
 }
 TITLES = {
     "keras_bert_lib": "this library",
+    "keras_bert_lib_frozen": "this library, `frozen()`",
     "keras_hub": "KerasHub",
     "model_garden": "Model Garden",
     "transformers": "PyTorch, transformers",
@@ -64,6 +65,8 @@ def contestants_of(job: dict, options: argparse.Namespace) -> list[Contestant]:
         "model_garden": report.peer("tensorflow", options),
         "transformers": report.peer("torch", options),
     }
+    if options.work == "forward":
+        interpreters = {"keras_bert_lib": sys.executable, "keras_bert_lib_frozen": sys.executable, **interpreters}
     contestants = []
     for name, interpreter in interpreters.items():
         environment = quiet_environment(options.threads)

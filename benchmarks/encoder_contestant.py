@@ -39,6 +39,20 @@ def keras_bert_lib(job: dict) -> tuple[Run, Run, dict]:
     return _training(job, encoder, names, versions, keras, optimizer, kbl.training.Model)
 
 
+def keras_bert_lib_frozen(job: dict) -> tuple[Run, Run, dict]:
+    """The forward pass with the blocks' weights as constants."""
+    import keras
+
+    keras.config.set_dtype_policy(job["precision"])
+    import keras_bert_lib as kbl
+
+    encoder = kbl.models.bert(VOCABULARY_SIZE, **_keras_sizes(job))
+    names = {name: name for name in encoder.input}
+    versions = {"keras": keras.__version__, "keras_bert_lib": kbl.__version__}
+    with kbl.layers.frozen(encoder):
+        return _forward(job, encoder, names, versions)
+
+
 def keras_hub(job: dict) -> tuple[Run, Run, dict]:
     import keras
 
@@ -219,4 +233,6 @@ def _timed(contestant: Callable[[dict], tuple[Run, Run, dict]]) -> Callable:
 
 
 if __name__ == "__main__":
-    serve({f.__name__: _timed(f) for f in (keras_bert_lib, keras_hub, model_garden, transformers)})
+    serve(
+        {f.__name__: _timed(f) for f in (keras_bert_lib, keras_bert_lib_frozen, keras_hub, model_garden, transformers)}
+    )

@@ -108,7 +108,7 @@ def made_up(count: int) -> tuple[list[str], list[str]]:
 def texts_of(corpus: str, options: argparse.Namespace) -> list[str]:
     if options.trial:
         return made_up(TRIAL_TEXTS)[0]
-    texts = globals()[corpus](_folder(corpus, options))
+    texts = globals()[corpus](folder_of(corpus, options))
     return texts[0] if corpus == "banking77" else texts
 
 
@@ -116,7 +116,7 @@ def training_data(options: argparse.Namespace) -> dict:
     if options.trial:
         (train, train_labels), (test, test_labels) = made_up(TRIAL_TEXTS), made_up(TRIAL_TEXTS)
     else:
-        folder = _folder("banking77", options)
+        folder = folder_of("banking77", options)
         count = options.limit or TRAINING_TEXTS
         train, train_labels = (column[:count] for column in banking77(folder, "train"))
         test, test_labels = (column[:HELD_OUT] for column in banking77(folder, "test"))
@@ -131,7 +131,7 @@ def training_data(options: argparse.Namespace) -> dict:
     }
 
 
-def _folder(corpus: str, options: argparse.Namespace) -> Path:
+def folder_of(corpus: str, options: argparse.Namespace) -> Path:
     folder = options.data / corpus
     if not folder.is_dir():
         raise SystemExit(f"There is no folder {folder}. Pass --data with the folder that holds it, or --trial.")
@@ -285,11 +285,15 @@ def _job(folder: Path, name: str, texts: list | dict, options: argparse.Namespac
     return job | {"batch_size": BATCH_SIZE, "threads": options.threads}
 
 
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the corpora")
+    parser.add_argument("--model-package", type=Path, default=model_package(), help="checkpoint of all-MiniLM-L6-v2")
+
+
 def main() -> None:
     parser = report.arguments(__doc__, rounds=5)
     parser.add_argument("work", choices=ROWS)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the corpora")
-    parser.add_argument("--model-package", type=Path, default=model_package(), help="checkpoint of all-MiniLM-L6-v2")
+    add_data_arguments(parser)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="for inference")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), help="for inference")
     parser.add_argument("--rows", nargs="+", choices=[name for rows in ROWS.values() for name in rows])

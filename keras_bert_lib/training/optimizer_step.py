@@ -59,7 +59,14 @@ def update(optimizer, gradients, variables, norm=None, loss_scale=None) -> None:
         loss_scale: float32 scalar, or `None` for gradients that are not scaled.
     """
     learning_rate = tf.cast(optimizer.learning_rate, tf.float32)
-    for gradient, variable in zip(_clip(optimizer, gradients, norm, loss_scale), variables, strict=True):
+    divisor = _divisor(optimizer, gradients, norm, loss_scale)
+    # Some gigabytes a second less to move where the optimizer divides by itself.
+    divides = hasattr(optimizer, "divide_gradients") and not (optimizer.clipnorm or optimizer.clipvalue)
+    if divides:
+        optimizer.divide_gradients(divisor)
+    elif divisor is not None:
+        gradients = [gradient / tf.cast(divisor, gradient.dtype) for gradient in gradients]
+    for gradient, variable in zip(_clip(optimizer, gradients), variables, strict=True):
         value = variable.value
         if optimizer.weight_decay is not None and optimizer._use_weight_decay(value):
             value.assign_sub(value * tf.cast(optimizer.weight_decay * learning_rate, value.dtype))
@@ -72,18 +79,23 @@ def update(optimizer, gradients, variables, norm=None, loss_scale=None) -> None:
             ) from None
         if variable.constraint is not None:
             variable.assign(variable.constraint(variable))
+    if divides:
+        optimizer.divide_gradients(None)
     if optimizer.use_ema:
         _update_averages(optimizer)
 
 
-def _clip(optimizer, gradients, norm, loss_scale):
-    """Divide the loss scale out and clip, both in one pass over the gradients where that is possible."""
+def _divisor(optimizer, gradients, norm, loss_scale):
+    """What takes the loss scale out of the gradients, and clips their global norm; `None`: nothing."""
+    if not optimizer.global_clipnorm:
+        return loss_scale
     scale = 1.0 if loss_scale is None else loss_scale
-    if optimizer.global_clipnorm:
-        norm = (tf.linalg.global_norm(gradients) if norm is None else norm) / scale
-        scale = scale * tf.maximum(norm / optimizer.global_clipnorm, 1.0)
-    if tf.is_tensor(scale):
-        gradients = [gradient / tf.cast(scale, gradient.dtype) for gradient in gradients]
+    norm = (tf.linalg.global_norm(gradients) if norm is None else norm) / scale
+    return scale * tf.maximum(norm / optimizer.global_clipnorm, 1.0)
+
+
+def _clip(optimizer, gradients):
+    """Clip each gradient on its own."""
     if optimizer.clipnorm:
         return [tf.clip_by_norm(gradient, optimizer.clipnorm) for gradient in gradients]
     if optimizer.clipvalue:

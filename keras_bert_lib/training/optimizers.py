@@ -73,6 +73,10 @@ class AdamW(keras.optimizers.Optimizer):
     `exclude_from_weight_decay`, the patterns match the variable's path and are saved with the optimizer. Gradients of
     embedding tables are made dense, so that a repeated token counts once with its summed gradient.
 
+    `kbl.training.Model` clips without a pass over the gradients: it tells the optimizer what they are to be divided by
+    (`divide_gradients`). The slots `mean` and `square_mean` then hold the means over the factors' own, which are two
+    more variables of the optimizer.
+
     Args:
         learning_rate: float or `LearningRateSchedule`.
         weight_decay: Share of a decayed weight that is subtracted per step, times the learning rate.
@@ -115,22 +119,61 @@ class AdamW(keras.optimizers.Optimizer):
         self.exclude_from_weight_decay(var_list=spared)
         super().build(variables)
         self.means, self.square_means = self.add_optimizer_variables(variables, ["mean", "square_mean"])
+        self.mean_factor = self.add_variable((), "ones", "float32", name="mean_factor")
+        self.square_mean_factor = self.add_variable((), "ones", "float32", name="square_mean_factor")
+
+    def divide_gradients(self, divisor: tf.Tensor | None) -> None:
+        """Begin a step whose gradients `update_step` is to divide by `divisor`; `None` ends it.
+
+        A mean of gradients g_t, each times a factor c_t, is m_t = b m_(t-1) + (1 - b) c_t g_t. Divided by the same mean
+        of the factors, k_t = b k_(t-1) + (1 - b) c_t, it is a mean of the undivided gradients once more, with the decay
+        rate b k_(t-1) / k_t. So the kernel takes the gradients as they are; k goes into the learning rate.
+        """
+        self._divided = None if divisor is None else self._kernel_arguments(1.0 / divisor)
+        if divisor is not None:
+            self.mean_factor.assign(tf.cast(self._divided["mean_factor"], tf.float32))
+            self.square_mean_factor.assign(tf.cast(self._divided["square_mean_factor"], tf.float32))
+
+    _divided = None
+
+    def _kernel_arguments(self, factor: tf.Tensor | float) -> dict[str, tf.Tensor]:
+        """Scalars of this step. The factors' means are kept without their bias, 1 - b^t, which needs all the digits."""
+        step, factor = (tf.cast(value, tf.float64) for value in (self.iterations + 1, factor))
+
+        def means(beta, unbiased, factor):
+            beta = tf.constant(beta, tf.float64)
+            decayed = beta * tf.cast(unbiased, tf.float64) * (1.0 - tf.pow(beta, step - 1.0))
+            mean = decayed + (1.0 - beta) * factor
+            bias = 1.0 - tf.pow(beta, step)
+            return decayed / mean, mean / bias, bias
+
+        beta_1, mean, _ = means(self.beta_1, self.mean_factor, factor)
+        beta_2, square_mean, bias = means(self.beta_2, self.square_mean_factor, factor**2)
+        return {
+            "beta1": beta_1,
+            "beta2": beta_2,
+            "rate": mean * tf.math.rsqrt(square_mean),
+            "epsilon": self.epsilon * tf.math.rsqrt(square_mean * bias),
+            "mean_factor": mean,
+            "square_mean_factor": square_mean,
+        }
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable in place; see the class."""
         dtype = variable.dtype
         index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations + 1, dtype)
+        arguments = self._divided or self._kernel_arguments(1.0)
+        zero = tf.zeros([], dtype)  # no bias is left to correct
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self.means[index].handle,
             v=self.square_means[index].handle,
-            beta1_power=tf.pow(tf.cast(self.beta_1, dtype), step),
-            beta2_power=tf.pow(tf.cast(self.beta_2, dtype), step),
-            lr=tf.cast(learning_rate, dtype),
-            beta1=tf.cast(self.beta_1, dtype),
-            beta2=tf.cast(self.beta_2, dtype),
-            epsilon=tf.cast(self.epsilon, dtype),
+            beta1_power=zero,
+            beta2_power=zero,
+            lr=tf.cast(learning_rate, dtype) * tf.cast(arguments["rate"], dtype),
+            beta1=tf.cast(arguments["beta1"], dtype),
+            beta2=tf.cast(arguments["beta2"], dtype),
+            epsilon=tf.cast(arguments["epsilon"], dtype),
             grad=tf.cast(tf.convert_to_tensor(gradient), dtype),
         )
 

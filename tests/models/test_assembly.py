@@ -115,6 +115,31 @@ def test_removing_and_keeping_padding_agree_on_real_tokens(family):
     assert not np.any(one["sequence_output"][~real])
 
 
+HOSTILE_MASKS = {
+    "nothing but padding": np.zeros((3, 6), "int32"),
+    "a row of padding": np.array([[1, 1, 1, 0, 0, 0], [0] * 6, [1] * 6], "int32"),
+    "one token and the maximum": np.array([[1, 0, 0, 0, 0, 0], [1] * 6, [1] * 6], "int32"),
+    "holes": np.array([[1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 1]], "int32"),
+    "no row": np.zeros((0, 6), "int32"),
+}
+
+
+@pytest.mark.parametrize("mask", HOSTILE_MASKS.values(), ids=HOSTILE_MASKS)
+def test_hostile_masks_give_finite_outputs_that_agree_where_there_are_tokens(mask):
+    removed, kept = (_randomized(FAMILIES["bert"](padding=padding)) for padding in ("remove", "keep"))
+    ids = np.arange(mask.size).reshape(mask.shape) % 20
+    batch = {"token_ids": ids, "segment_ids": ids % 2, "padding_mask": mask}
+    batch = {name: tf.constant(x, tf.int32) for name, x in batch.items()}
+    signature = [{name: tf.TensorSpec([None, None], tf.int32) for name in batch}]
+    one, other = (tf.function(model, input_signature=signature)(batch) for model in (removed, kept))
+    for outputs in (one, other, removed(batch), kept(batch)):
+        assert all(np.isfinite(x).all() for x in outputs.values())
+    real = mask == 1
+    np.testing.assert_allclose(one["sequence_output"][real], other["sequence_output"][real], rtol=1e-5, atol=2e-5)
+    first = real[:, 0]
+    np.testing.assert_allclose(one["pooled_output"][first], other["pooled_output"][first], rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("padding", ["remove", "keep"])
 def test_padding_changes_nothing_for_real_tokens(family, padding):
     model = _randomized(family(padding=padding))

@@ -67,6 +67,28 @@ def test_adamw_equals_that_of_keras(weight_decay):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-6, err_msg=a.path)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**15])
+def test_divided_gradients_give_the_updates_of_smaller_ones(scale):
+    """Divisors that change from step to step, as those of clipping do, against Keras's own on what they divide."""
+    ours, theirs = variables_like_bert(), variables_like_bert()
+    stock = keras.optimizers.AdamW(1e-2, weight_decay=0.0, epsilon=1e-6)
+    optimizer = AdamW(1e-2, weight_decay=0.0)
+    optimizer.build(ours)
+    rng = np.random.default_rng(1)
+    for divisor in scale * np.array([1.0, 8.0, 1.0, 0.01, 30.0, 1.0, 1.0, 5.0]):
+        gradients = [tf.constant(rng.normal(size=v.shape).astype("float32")) for v in ours]
+        optimizer.divide_gradients(tf.constant(divisor, tf.float32))
+        for gradient, variable in zip(gradients, ours, strict=True):
+            optimizer.update_step(gradient * scale, variable.value, tf.constant(1e-2))
+        optimizer.divide_gradients(None)
+        optimizer.iterations.assign_add(1)
+        stock.apply([gradient / (divisor / scale) for gradient in gradients], theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=2e-6, err_msg=a.path)
+        true_mean = optimizer.means[0] * optimizer.mean_factor * (1 - 0.9 ** int(optimizer.iterations))
+        np.testing.assert_allclose(true_mean, stock._momentums[0], rtol=1e-4, atol=1e-6)
+
+
 def test_biases_and_norms_are_not_decayed():
     variables = variables_like_bert()
     before = [v.numpy() for v in variables]

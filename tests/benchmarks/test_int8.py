@@ -1,0 +1,10 @@
+import re
+
+from . import trial
+
+
+def test_int8_writes_both_accuracies(tmp_path):
+    text = trial(tmp_path / "int8.md", "int8", "--trial")
+    rows = re.findall(r"^\| 0 \| (float32|int8) \| [\d.]+% \| ([\d.]+)% \| [\d,]+ \|$", text, re.MULTILINE)
+    assert rows[0] == ("float32", "100.00")
+    assert rows[1][0] == "int8"
