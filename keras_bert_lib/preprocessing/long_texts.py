@@ -62,7 +62,7 @@ def by_windows(
             return (
                 turn + 1,
                 start + tf.strings.length(part),
-                tf.where(is_rest | cut, window, width * 2),
+                tf.where(is_rest | cut, window, tf.minimum(width, 1 << 29) * 2),
                 [by + more for by, more in zip(moved, advance(part, parts), strict=True)],
                 lengths.write(turn, found),
                 [column.write(turn, value) for column, value in zip(columns, values, strict=True)],

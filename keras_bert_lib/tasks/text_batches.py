@@ -6,8 +6,9 @@ is a few percent.
 
 from __future__ import annotations
 
+import collections
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class TextBatches:
             if len(target) != count:
                 raise ValueError(f"There must be one entry a text. Received: {len(target)} {name} for {count} texts.")
         parts = ([column[i : i + _CHUNK] for column in columns] for i in range(0, count, _CHUNK))
-        chunks = [preprocessor(tuple(part) if len(part) > 1 else part[0]) for part in parts]
+        chunks = (preprocessor(tuple(part) if len(part) > 1 else part[0]) for part in parts)
         self._features = _Features(chunks, getattr(preprocessor, "sequence_length", None))
         self._lengths = self._features.lengths
         self._rows = np.arange(count)
@@ -131,18 +132,20 @@ class _Features:
         sequence_length: Width S of a batch; `None` = that of its longest text.
     """
 
-    def __init__(self, chunks: list[dict[str, tf.Tensor]], sequence_length: int | None):
+    def __init__(self, chunks: Iterable[dict[str, tf.Tensor]], sequence_length: int | None):
         self._sequence_length = sequence_length
-        chunks = [{name: values.numpy() for name, values in chunk.items()} for chunk in chunks]
-        masks = [chunk["padding_mask"] == 1 for chunk in chunks]
-        self.lengths = np.concatenate([mask.sum(axis=1) for mask in masks])
+        self._padding: dict[str, int] = {}  # where there is none anywhere, 0 is as good: the mask hides it
+        lengths, columns = [], collections.defaultdict(list)
+        for chunk in chunks:
+            real = chunk["padding_mask"].numpy() == 1
+            lengths.append(real.sum(axis=1))
+            for name, values in chunk.items():
+                columns[name].append(values.numpy()[real])
+                if not real.all():
+                    self._padding[name] = values.numpy()[~real][0]
+        self.lengths = np.concatenate(lengths)
         self._splits = tf.constant(np.cumsum([0, *self.lengths]))
-        self._columns, self._padding = {}, {}
-        for name in chunks[0]:
-            values = [(chunk[name], mask) for chunk, mask in zip(chunks, masks, strict=True)]
-            self._columns[name] = tf.constant(np.concatenate([x[mask] for x, mask in values]))
-            # Where no chunk has any, 0 is as good: the mask hides it.
-            self._padding[name] = next((x[~mask][0] for x, mask in values if not mask.all()), np.int32(0))
+        self._columns = {name: tf.constant(np.concatenate(parts)) for name, parts in columns.items()}
 
     def batch(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
         """int32 [b, S] each, for the texts `rows` int64 [b]."""
@@ -151,7 +154,7 @@ class _Features:
             texts = tf.RaggedTensor.from_row_splits(values, self._splits, validate=False)
             return tf.gather(texts, rows).to_tensor(padding, shape=[None, self._sequence_length])
 
-        return {name: padded(values, self._padding[name]) for name, values in self._columns.items()}
+        return {name: padded(values, self._padding.get(name, 0)) for name, values in self._columns.items()}
 
 
 def is_text(x: Any) -> bool:
