@@ -31,11 +31,15 @@ LETTERS = (
 )
 
 
-@pytest.fixture(scope="session")
-def vocabulary() -> list[str]:
+def small_vocabulary() -> list[str]:
     letters = [letter for letter in LETTERS if letter not in WORDS]
     suffixes = [f"##{letter}" for letter in LETTERS if f"##{letter}" not in WORDS]
     return SPECIAL + WORDS + letters + suffixes
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> list[str]:
+    return small_vocabulary()
 
 
 @pytest.fixture(scope="session")

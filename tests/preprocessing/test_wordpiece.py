@@ -1,4 +1,5 @@
 import json
+import pathlib
 import random
 import zipfile
 
@@ -10,6 +11,8 @@ import tensorflow as tf
 from keras_bert_lib.preprocessing import TextCleaner, WordPieceTokenizer
 from keras_bert_lib.preprocessing.text_cleaning import SPACE, UNSETTLED, cleaning_table
 from keras_bert_lib.preprocessing.token_finder import BACKENDS
+
+GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "wordpiece" / "reference.json").read_text())
 
 # Characters on which tokenizers disagree: control and format characters, accents that stay and accents that come off,
 # letters that expand, white spaces, punctuation of later Unicode versions, Chinese, jamo, parts of special tokens.
@@ -39,6 +42,17 @@ def backend(request):
 def fuzz(seed, count=800):
     rng = random.Random(seed)
     return ["".join(rng.choices(HOSTILE, k=rng.choice([1, 2, 5, 12, 40]))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("case", range(len(GOLDEN["cases"])), ids=lambda i: str(GOLDEN["cases"][i]["options"]))
+def test_golden_rows_are_those_of_the_reference(case, backend):
+    """Of the version whose behaviour is frozen here, whatever version is installed."""
+    options, rows = GOLDEN["cases"][case].values()
+    tokenizer = WordPieceTokenizer(GOLDEN["vocabulary"], special_tokens_in_text=True, backend=backend, **options)
+    tokens = tokenizer.tokenize_with_offsets(GOLDEN["texts"])
+    found = zip(*(ragged.to_list() for ragged in tokens), strict=True)
+    for text, (ids, starts, ends, word_ids), expected in zip(GOLDEN["texts"], found, rows, strict=True):
+        assert [ids, [list(span) for span in zip(starts, ends, strict=True)], word_ids] == expected, ascii(text)
 
 
 def assert_equals_reference(tokenizer, reference, texts):
