@@ -60,7 +60,7 @@ def update(optimizer, gradients, variables, norm=None, loss_scale=None) -> None:
     """
     learning_rate = tf.cast(optimizer.learning_rate, tf.float32)
     divisor = _divisor(optimizer, gradients, norm, loss_scale)
-    # Some gigabytes a second less to move where the optimizer divides by itself.
+    # An optimizer that divides by itself spares a pass that reads and writes all gradients.
     divides = hasattr(optimizer, "divide_gradients") and not (optimizer.clipnorm or optimizer.clipvalue)
     if divides:
         optimizer.divide_gradients(divisor)

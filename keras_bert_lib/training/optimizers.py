@@ -94,6 +94,8 @@ class AdamW(keras.optimizers.Optimizer):
     References: Kingma and Ba 2014, arXiv 1412.6980; Loshchilov and Hutter 2017, arXiv 1711.05101.
     """
 
+    _divided = None  # the scalars of a step, between two calls of `divide_gradients`
+
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
@@ -133,8 +135,6 @@ class AdamW(keras.optimizers.Optimizer):
         if divisor is not None:
             self.mean_factor.assign(tf.cast(self._divided["mean_factor"], tf.float32))
             self.square_mean_factor.assign(tf.cast(self._divided["square_mean_factor"], tf.float32))
-
-    _divided = None
 
     def _kernel_arguments(self, factor: tf.Tensor | float) -> dict[str, tf.Tensor]:
         """Scalars of this step. The factors' means are kept without their bias, 1 - b^t, which needs all the digits."""
