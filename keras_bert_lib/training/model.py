@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import keras
 import tensorflow as tf
 
 from keras_bert_lib.training.global_loss import GlobalLoss
-from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, update
+from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, update
+from keras_bert_lib.training.step_report import StepReport, all_finite, count_tokens, non_finite_error
 
 _REPLICATED = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 _REFUSED = (
@@ -28,8 +30,12 @@ class Model(keras.Model):
     2. gradients are dense: a token that occurs twice counts once, with its summed gradient
     3. then, on the reduced gradients: unscale, check that all are finite, clip, apply
 
-    Under float16 the loss is scaled: a step whose gradients overflow changes nothing but the scale, which it halves.
-    The progress bar then shows `loss_scale` and `skipped_steps`.
+    A step whose loss or gradients are not finite is never applied. Under float16, where it may be an overflow, it
+    halves the loss scale, and the progress bar shows `loss_scale` and `skipped_steps`; else training stops with an
+    error that names what was not finite, or leaves the step out, as `compile(non_finite=)` says.
+
+    After each call of the train function `step_report` tells of its steps what logs do not: the norm of the gradients,
+    the tokens, and whether all was finite.
 
     Build it from `(inputs, outputs)` like a functional `keras.Model`, or subclass it and write `call`. A subclass with
     functional construction derives from `FunctionalModel`.
@@ -48,8 +54,10 @@ class Model(keras.Model):
     """
 
     accumulation_steps = 1
+    step_report: StepReport | None = None
     _scales_loss = False
     _loss_scale = None
+    _may_skip = False
 
     def __new__(cls, *args, **kwargs):
         functional = cls is Model and (args or "inputs" in kwargs)
@@ -76,8 +84,9 @@ class Model(keras.Model):
         jit_compile: bool = False,
         auto_scale_loss: bool = True,
         accumulation_steps: int = 1,
+        non_finite: Literal["raise", "skip"] = "raise",
     ) -> None:
-        """Configure training; the arguments of `keras.Model.compile`, and `accumulation_steps`.
+        """Configure training; the arguments of `keras.Model.compile`, `accumulation_steps` and `non_finite`.
 
         Args:
             optimizer: Keras optimizer that overrides `build`, `update_step` and `get_config` at most.
@@ -92,6 +101,9 @@ class Model(keras.Model):
             auto_scale_loss: Scale the loss where a layer computes in float16.
             accumulation_steps: Number of slices into which a step cuts its batch, one after the other, to save memory.
                 Loss and gradients remain those of the whole batch.
+            non_finite: What a step does whose loss or gradients are not finite, which no smaller loss scale would mend:
+                "raise" stops `fit` with a FloatingPointError that names them, "skip" leaves the step out, metrics
+                included, and counts it in `skipped_steps`.
         Raises:
             ValueError: for an optimizer, strategy or combination that cannot train rightly.
         """
@@ -107,6 +119,8 @@ class Model(keras.Model):
             )
         if accumulation_steps < 1:
             raise ValueError(f"`accumulation_steps` must be at least 1. Received: {accumulation_steps}.")
+        if non_finite not in ("raise", "skip"):
+            raise ValueError(f"`non_finite` must be 'raise' or 'skip'. Received: {non_finite!r}.")
         if type(self).compute_loss is not keras.Model.compute_loss:
             raise ValueError(
                 f"{type(self).__name__} overrides compute_loss(), whose mean over one replica the train step cannot "
@@ -133,12 +147,18 @@ class Model(keras.Model):
         computes_in = {self.compute_dtype, *(layer.compute_dtype for layer in self.layers)}
         self._scales_loss = auto_scale_loss and "float16" in computes_in
         self._loss_scale = None
+        self._non_finite = non_finite
+        self._may_skip = self._scales_loss or non_finite == "skip"
 
     def get_compile_config(self) -> dict:
         """Serialized arguments of `compile`."""
         config = super().get_compile_config()
         if config:
-            config |= {"auto_scale_loss": self._auto_scale_loss, "accumulation_steps": self.accumulation_steps}
+            config |= {
+                "auto_scale_loss": self._auto_scale_loss,
+                "accumulation_steps": self.accumulation_steps,
+                "non_finite": self._non_finite,
+            }
         return config
 
     def compile_from_config(self, config: dict) -> None:
@@ -147,17 +167,24 @@ class Model(keras.Model):
         if self.optimizer is not None and self.built:
             self._build_optimizer()
 
-    def train_step(self, data):
+    def train_step(self, data) -> StepReport:
         """One step on this replica's share `data` of the global batch; runs in replica context."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        metrics = [tf.identity(v.value) for v in self.metrics_variables] if self._may_skip else []
         if self.accumulation_steps == 1:
             gradients, sums, totals = self._gradients(x, y, sample_weight)
         else:
             gradients, sums, totals = self._accumulated_gradients(x, y, sample_weight)
         variables, gradients = self._with_gradient(gradients)
-        *gradients, sums = _sum_over_replicas([*gradients, sums])
+        not_finite = tf.stack([tf.cast(tf.logical_not(all_finite(part)), tf.float32) for part in (y, sample_weight)])
+        *gradients, sums, not_finite, tokens = _sum_over_replicas([*gradients, sums, not_finite, count_tokens(x)])
+        finite_data = tf.equal(not_finite, 0.0)
         self._record_loss(sums, totals, x)
-        self._apply(gradients, variables)
+        losses = tf.math.divide_no_nan(sums, totals)
+        norm, finite, failed = self._apply(gradients, variables, all_finite(losses), tf.reduce_all(finite_data))
+        for variable, before in zip(self.metrics_variables if metrics else [], metrics, strict=True):
+            variable.assign(tf.where(finite, variable.value, before))
+        return StepReport(tf.constant(1), tokens[0], tokens[1], norm, losses, finite, failed, *tf.unstack(finite_data))
 
     def test_step(self, data):
         """Loss and metrics of this replica's share `data` of the global batch; runs in replica context."""
@@ -169,13 +196,32 @@ class Model(keras.Model):
     def make_train_function(self, force: bool = False):
         """Make the function that `fit` calls; Keras's hook."""
         if self.train_function is None or force:
-            self.train_function = self._make_function(self.train_step, self._train_logs)
+
+            def step(data):
+                report = self.train_step(data)
+                if not isinstance(report, StepReport):
+                    raise TypeError(
+                        f"{type(self).__name__}.train_step must return what super().train_step(data) returns. "
+                        f"Received: {type(report).__name__}."
+                    )
+                return report
+
+            run = self._make_function(step, self._train_logs, self._no_report)
+
+            def train(iterator):
+                logs, self.step_report = run(iterator)
+                if self.step_report.failed:
+                    raise self._non_finite_error()
+                return logs
+
+            self.train_function = train
         return self.train_function
 
     def make_test_function(self, force: bool = False):
         """Make the function that `evaluate` calls; Keras's hook."""
         if self.test_function is None or force:
-            self.test_function = self._make_function(self.test_step, self.get_metrics_result)
+            run = self._make_function(self.test_step, self.get_metrics_result, tuple)
+            self.test_function = lambda iterator: run(iterator)[0]
         return self.test_function
 
     def _forward(self, x, y, sample_weight, training):
@@ -244,24 +290,28 @@ class Model(keras.Model):
             warnings.warn(f"The loss does not depend on {missing}, which will stay as they are.", stacklevel=2)
         return zip(*pairs, strict=True)
 
-    def _apply(self, gradients, variables):
+    def _apply(self, gradients, variables, finite_losses, finite_data):
+        """Update, if all is finite. Return the gradients' norm, whether all was, and whether training has to stop."""
         optimizer, scale = self.optimizer, self._build_optimizer()
-        finite = tf.constant(True)
-        if scale is None:
-            update(optimizer, gradients, variables)
-        else:
-            norm = tf.linalg.global_norm(gradients)
-            finite = tf.math.is_finite(norm)
-            loss_scale = tf.convert_to_tensor(scale.value)
+        loss_scale = None if scale is None else tf.convert_to_tensor(scale.value)
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.logical_and(tf.math.is_finite(norm), finite_losses)
+        failed = tf.logical_not(finite)
 
-            def apply():
-                update(optimizer, gradients, variables, norm, loss_scale)
-                return True
+        def apply():
+            update(optimizer, gradients, variables, norm, loss_scale)
+            return True
 
-            tf.cond(finite, apply, lambda: False)
+        tf.cond(finite, apply, lambda: False)
+        if self._may_skip:
+            self._skipped_steps().assign_add(tf.cast(failed, tf.int32))
+        if scale is not None:
             scale.update(finite)
+            norm /= tf.cast(loss_scale, norm.dtype)
+            failed &= tf.logical_or(loss_scale <= 1.0, tf.logical_not(finite_data))
         # Outside of the cond: the counter is aggregated over the replicas, which takes a merge call.
         optimizer.iterations.assign_add(tf.cast(finite, optimizer.iterations.dtype))
+        return tf.cast(norm, tf.float32), finite, failed & (self._non_finite == "raise")
 
     def _build_optimizer(self) -> LossScale | None:
         """Make the optimizer's variables, once, and return the loss scale where there is one."""
@@ -269,7 +319,12 @@ class Model(keras.Model):
             self.optimizer.build(self.trainable_variables)
         if self._scales_loss and self._loss_scale is None:
             self._loss_scale = LossScale(self.optimizer)
+        self._skipped_steps()
         return self._loss_scale
+
+    def _skipped_steps(self) -> keras.Variable | None:
+        """Counter of the steps that were left out, where any may be. As an attribute it would become a weight."""
+        return scalar_variable(self.optimizer, "skipped_steps", "int32", 0) if self._may_skip else None
 
     def _loss_weights(self):
         return tf.constant([1.0, *(self._compile_loss.loss_weights if self._compile_loss is not None else [])])
@@ -284,20 +339,41 @@ class Model(keras.Model):
     def _train_logs(self):
         logs = self.get_metrics_result()
         if self._loss_scale is not None:
-            logs |= {"loss_scale": self._loss_scale.value.value, "skipped_steps": self._loss_scale.skipped_steps.value}
+            logs["loss_scale"] = self._loss_scale.value.value
+        if self._may_skip:
+            logs["skipped_steps"] = self._skipped_steps().value
         return logs
 
-    def _make_function(self, step, read_logs):
-        """Return the function that runs `steps_per_execution` steps of an iterator and returns the logs.
+    def _no_report(self) -> StepReport:
+        return StepReport.empty(len(self._loss_names()) - 1)
+
+    def _non_finite_error(self) -> FloatingPointError:
+        update = int(self.optimizer.iterations.numpy())
+        return non_finite_error(self.step_report, update, self._loss_names(), self.variables)
+
+    def _loss_names(self):
+        """Names of the additional losses together, and of each compiled loss."""
+        metrics = self._compile_loss.metrics if self._compile_loss is not None else []
+        compiled = [metric.name for metric in metrics] or ["loss"][: self._compile_loss is not None]
+        return ["the sum of add_loss() and regularizers", *compiled]
+
+    def _make_function(self, step, read_logs, no_report):
+        """Return the function that runs `steps_per_execution` steps of an iterator: logs, and the steps' report.
 
         Metrics are read once all replicas are done, in cross-replica context, where their states are summed. Keras
         takes the mean of every replica's own result instead.
+
+        Args:
+            step: Runs in replica context on a batch; returns a report, or `()`.
+            read_logs: Returns the logs.
+            no_report: Returns the report of no step.
         """
         strategy = self.distribute_strategy
 
         def one_step(batch):
             batch = keras.tree.map_structure(lambda v: None if isinstance(v, tf.experimental.Optional) else v, batch)
-            strategy.run(step, args=(batch,))
+            report = strategy.run(step, args=(batch,))
+            return tf.nest.map_structure(lambda v: strategy.experimental_local_results(v)[0], report)  # equal on all
 
         if self.jit_compile:
             one_step = tf.function(one_step, autograph=False, reduce_retracing=True, jit_compile=True)
@@ -307,24 +383,27 @@ class Model(keras.Model):
                 return read_logs()
 
         def on_batch(batch):
-            one_step(batch)
-            return logs()
+            report = one_step(batch)
+            return logs(), report
 
         def on_iterator(iterator):
             if self.steps_per_execution == 1:
-                one_step(iterator.get_next())
-                return tf.constant(1), logs()
+                report = one_step(iterator.get_next())
+                return tf.constant(1), logs(), report
 
-            def has_next(count, batch):
-                return tf.logical_and(count < self.steps_per_execution, batch.has_value())
+            def goes_on(count, batch, report):
+                goes_on = tf.logical_and(count < self.steps_per_execution, batch.has_value())
+                return tf.logical_and(goes_on, tf.logical_not(report.failed)) if report else goes_on
 
-            def body(count, batch):
-                one_step(batch.get_value())
+            def body(count, batch, report):
+                later = one_step(batch.get_value())
                 last = count + 1 == self.steps_per_execution
-                return count + 1, tf.cond(last, lambda: batch, iterator.get_next_as_optional)
+                batch = tf.cond(last, lambda: batch, iterator.get_next_as_optional)
+                return count + 1, batch, report.followed_by(later) if report else later
 
-            count, _ = tf.while_loop(has_next, body, [tf.constant(0), iterator.get_next_as_optional()])
-            return count, logs()
+            start = [tf.constant(0), iterator.get_next_as_optional(), no_report()]
+            count, _, report = tf.while_loop(goes_on, body, start)
+            return count, logs(), report
 
         if not self.run_eagerly:
             on_batch = tf.function(on_batch, autograph=False, reduce_retracing=True)
@@ -332,7 +411,7 @@ class Model(keras.Model):
 
         def function(iterator):
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                count, result = on_iterator(iterator)
+                count, *result = on_iterator(iterator)
                 if self.steps_per_execution > 1 and count == 0:
                     raise StopIteration
                 return result
@@ -343,14 +422,14 @@ class Model(keras.Model):
         return function
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Make all variables before the first step where the step itself cannot: on replicas and inside loops.
+        """Make all variables before the first step where it needs them: on replicas, inside loops, and to skip a step.
 
         Keras's own reads the first batch by taking its mean over the replicas, which fails for strings, bools, and
         shares of different sizes.
         """
         strategy = self.distribute_strategy
         in_loop = self.accumulation_steps > 1 or self.steps_per_execution > 1
-        if not in_loop and not isinstance(strategy, _REPLICATED):
+        if not (in_loop or self._may_skip or isinstance(strategy, _REPLICATED)):
             return
         if iterator is not None:
             _, _, batches = next(iter(iterator))

@@ -116,11 +116,18 @@ def _update_averages(optimizer):
         tf.cond(due, lambda: [overwrite(), tf.no_op()][1:], lambda: [tf.no_op()])
 
 
+def scalar_variable(optimizer, name: str, dtype: str, initial: float) -> keras.Variable:
+    """A variable of the step that belongs to the optimizer: saved and restored with it, and no weight of the model."""
+    for variable in optimizer.variables:  # an optimizer that is compiled a second time keeps it
+        if variable.name == name:
+            return variable
+    return optimizer.add_variable((), keras.initializers.Constant(initial), dtype, name=name)
+
+
 class LossScale:
     """Factor on the loss that keeps float16 gradients from vanishing; halves on overflow, doubles after calm.
 
-    Its three variables belong to the optimizer, so that they are saved and restored with it and are no weights of the
-    model.
+    Its two variables belong to the optimizer.
 
     Args:
         optimizer: Built Keras optimizer.
@@ -130,16 +137,8 @@ class LossScale:
     GROWTH_STEPS = 2_000
 
     def __init__(self, optimizer: keras.optimizers.Optimizer):
-        self.value = self._variable(optimizer, "loss_scale", "float32", self.INITIAL)
-        self.calm_steps = self._variable(optimizer, "loss_scale_calm_steps", "int32", 0)
-        self.skipped_steps = self._variable(optimizer, "skipped_steps", "int32", 0)
-
-    @staticmethod
-    def _variable(optimizer, name, dtype, initial):
-        for variable in optimizer.variables:  # an optimizer that is compiled a second time keeps its scale
-            if variable.name == name:
-                return variable
-        return optimizer.add_variable((), keras.initializers.Constant(initial), dtype, name=name)
+        self.value = scalar_variable(optimizer, "loss_scale", "float32", self.INITIAL)
+        self.calm_steps = scalar_variable(optimizer, "loss_scale_calm_steps", "int32", 0)
 
     def update(self, finite) -> None:
         """Move the scale by the outcome of one step: bool scalar, whether all gradients were finite."""
@@ -147,4 +146,3 @@ class LossScale:
         grown = tf.where(calm >= self.GROWTH_STEPS, self.value * 2.0, self.value)
         self.value.assign(tf.where(finite, grown, tf.maximum(self.value / 2.0, 1.0)))
         self.calm_steps.assign(calm % self.GROWTH_STEPS)
-        self.skipped_steps.assign_add(tf.cast(tf.logical_not(finite), tf.int32))

@@ -261,6 +261,18 @@ def test_a_model_without_anything_to_train_or_minimize_is_refused():
         model.fit(TOKENS, LABELS, verbose=0)
 
 
+def test_a_train_step_that_keeps_its_report_to_itself_is_told_so():
+    class Silent(FunctionalModel):
+        def train_step(self, data):
+            super().train_step(data)
+
+    x = keras.Input((1,))
+    model = Silent(x, keras.layers.Dense(1)(x))
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match=r"Silent\.train_step must return what super\(\).* Received: NoneType"):
+        model.fit(np.ones((2, 1)), np.ones((2, 1)), verbose=0)
+
+
 def test_what_cannot_train_rightly_is_refused_when_compiled(mirrored):
     class OwnLoss(FunctionalModel):
         def compute_loss(self, *args, **kwargs):
