@@ -18,7 +18,7 @@ ARROWS = {
     "export": {"preprocessing"},
 }
 # Loaded by the function that needs it: `import keras_bert_lib` stays light.
-LAZY = {"tensorflow_text", "safetensors", "huggingface_hub", "tokenizers", "sentencepiece"}
+LAZY = {"tensorflow_text", "matplotlib", "safetensors", "huggingface_hub", "tokenizers", "sentencepiece"}
 NEVER = {"torch", "jax", "transformers", "keras_hub", "keras_nlp", "tensorflow_models", "official"}
 MODULES = sorted(ROOT.rglob("*.py"))
 

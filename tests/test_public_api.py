@@ -57,7 +57,20 @@ PUBLIC_NAMES = {
         "train_wordpiece_vocabulary",
     ],
     "tasks": ["TextClassifier", "TextEncoder", "TextTask"],
-    "training": ["AdamW", "FunctionalModel", "LinearWarmupDecay", "Model", "adamw"],
+    "training": [
+        "AdamW",
+        "FunctionalModel",
+        "Lamb",
+        "Model",
+        "Monitor",
+        "Resume",
+        "SwapEMAWeights",
+        "WarmupDecay",
+        "adamw",
+        "lamb",
+        "layer_wise_decay",
+        "plot_training",
+    ],
 }
 
 

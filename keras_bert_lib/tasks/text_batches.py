@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
+from keras_bert_lib.training.epochs import Epochs, batches_of, loaded
 
 # Texts that are tokenized at once.
 _CHUNK = 1_024
@@ -52,8 +53,8 @@ class TextBatches:
         chunks = (preprocessor(tuple(part) if len(part) > 1 else part[0]) for part in parts)
         self._features = _Features(chunks, getattr(preprocessor, "sequence_length", None))
         self._lengths = self._features.lengths
-        self._rows = np.arange(count)
-        self._targets = targets
+        self._rows = tf.range(count)
+        self._targets = tuple(map(tf.constant, targets))
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -75,19 +76,22 @@ class TextBatches:
         part._lengths = self._lengths[rows]
         return part
 
-    def shuffled(self, batch_size: int) -> tf.data.Dataset:
-        """One epoch an iteration, each example once: shuffled, cut into windows, sorted by length inside each, and the
-        batches of a window shuffled again."""
-        lengths = tf.constant(self._lengths)
+    def shuffled(self, batch_size: int) -> Epochs:
+        """Each example once an epoch: shuffled, cut into windows, sorted by length inside each, and the batches of a
+        window shuffled again."""
+        lengths, longest = tf.constant(self._lengths), int(self._lengths.max())
 
-        def batches_of_window(rows):
+        def plan(seed):
+            rows = tf.random.experimental.stateless_shuffle(tf.range(len(self), dtype=tf.int64), seed)
+            windows = tf.range(len(self), dtype=tf.int64) // (batch_size * _WINDOW)
+            by_length = tf.argsort(windows * (longest + 1) + tf.gather(lengths, rows), stable=True)
             # Batches are cut before their order is drawn: only the last window has a batch that is not full.
-            rows = tf.gather(rows, tf.argsort(tf.gather(lengths, rows), stable=True))
-            return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size).shuffle(_WINDOW)
+            batches = batches_of(tf.gather(rows, by_length), batch_size)
+            numbers = tf.range(batches.nrows())
+            places = tf.random.stateless_uniform(tf.shape(numbers), seed, dtype=tf.float64)
+            return tf.gather(batches, tf.argsort(tf.cast(numbers // _WINDOW, tf.float64) + places))
 
-        rows = tf.data.Dataset.range(len(self)).shuffle(len(self))
-        num_batches = -(-len(self) // batch_size)
-        return self._load(rows.batch(batch_size * _WINDOW).flat_map(batches_of_window), num_batches)
+        return Epochs(-(-len(self) // batch_size), plan, self._element)
 
     def sorted(self, batch_size: int | None) -> tuple[tf.data.Dataset, np.ndarray]:
         """All examples once, the longest first, and the row that stands at each place.
@@ -97,31 +101,23 @@ class TextBatches:
         order = np.argsort(-self._lengths, kind="stable")
         if batch_size is not None:
             rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-            return self._load(rows, -(-len(self) // batch_size)), order
+            return loaded(rows, self._element), order
         starts = [0]
         while starts[-1] < len(self):
             starts.append(starts[-1] + max(_TOKENS // max(int(self._lengths[order[starts[-1]]]), 1), 1))
         batches = tf.RaggedTensor.from_row_splits(order, np.minimum(starts, len(self)))
-        return self._load(tf.data.Dataset.from_tensor_slices(batches), len(starts) - 1), order
+        return loaded(tf.data.Dataset.from_tensor_slices(batches), self._element), order
 
-    def in_order(self, batch_size: int) -> tf.data.Dataset:
-        """All examples once, as they were passed."""
-        return self._load(tf.data.Dataset.range(len(self)).batch(batch_size), -(-len(self) // batch_size))
+    def in_order(self, batch_size: int) -> Epochs:
+        """All examples once an epoch, as they were passed."""
+        rows = batches_of(tf.range(len(self), dtype=tf.int64), batch_size)
+        return Epochs(-(-len(self) // batch_size), lambda seed: rows, self._element)
 
-    def _load(self, rows: tf.data.Dataset, num_batches: int) -> tf.data.Dataset:
-        targets = [tf.constant(target) for target in self._targets]
-        own_rows = tf.constant(self._rows)
-
-        def load(rows):
-            features = self._features.batch(tf.gather(own_rows, rows))
-            return (features, *(tf.gather(target, rows) for target in targets)) if targets else features
-
-        batches = tf.data.experimental.assert_cardinality(num_batches)
-        # Without tf.data's autotuning: an iterator whose parallelism it tunes cannot be given up before its thread
-        # wakes up, which can take as long again as half the epoch that ends.
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        return _ahead(rows.apply(batches), load).with_options(options)
+    def _element(self, rows: tf.Tensor) -> Any:
+        """The examples `rows`, int64 [b], as an element of a dataset."""
+        features = self._features.batch(tf.gather(self._rows, rows))
+        targets = tuple(tf.gather(target, rows) for target in self._targets)
+        return (features, *targets) if targets else features
 
 
 class _Features:
@@ -209,9 +205,4 @@ def tokenized(dataset: tf.data.Dataset, preprocessor: Callable, *, targets: bool
             return (preprocessor(element[0]), *element[1:])
         return preprocessor(element if len(element) > 1 else element[0])
 
-    return _ahead(dataset, load)
-
-
-def _ahead(dataset: tf.data.Dataset, load: Callable) -> tf.data.Dataset:
-    """Map batches while the model is at the one before."""
     return dataset.map(load, num_parallel_calls=2).prefetch(2)

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_bert_lib.layers import frozen
 from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
 from keras_bert_lib.training import FunctionalModel
+from keras_bert_lib.training.epochs import Epochs
 
 _BATCH_SIZE = 32  # Keras's default
 
@@ -208,6 +209,8 @@ def _has_targets(dataset: tf.data.Dataset) -> bool:
 
 def _number_of_batches(x: Any, batch_size: int, validation_split: float) -> int | None:
     """Batches of one epoch; `None` where only running through the data would tell."""
+    if isinstance(x, Epochs):
+        return x.num_batches
     if isinstance(x, tf.data.Dataset):
         cardinality = int(x.cardinality())
         return cardinality if cardinality > 0 else None

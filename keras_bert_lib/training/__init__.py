@@ -1,6 +1,25 @@
 """Training: the train step that is right on one device and on many, and the optimizer of BERT."""
 
+from keras_bert_lib.training.averages import SwapEMAWeights
+from keras_bert_lib.training.curves import plot_training
 from keras_bert_lib.training.model import FunctionalModel, Model
-from keras_bert_lib.training.optimizers import AdamW, LinearWarmupDecay, adamw
+from keras_bert_lib.training.monitor import Monitor
+from keras_bert_lib.training.optimizers import AdamW, Lamb
+from keras_bert_lib.training.recipes import adamw, lamb, layer_wise_decay
+from keras_bert_lib.training.resume import Resume
+from keras_bert_lib.training.schedules import WarmupDecay
 
-__all__ = ["AdamW", "FunctionalModel", "LinearWarmupDecay", "Model", "adamw"]
+__all__ = [
+    "AdamW",
+    "FunctionalModel",
+    "Lamb",
+    "Model",
+    "Monitor",
+    "Resume",
+    "SwapEMAWeights",
+    "WarmupDecay",
+    "adamw",
+    "lamb",
+    "layer_wise_decay",
+    "plot_training",
+]

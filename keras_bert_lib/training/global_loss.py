@@ -122,7 +122,8 @@ class _FunctionLoss(keras.losses.Loss):
     """A plain function as a loss object."""
 
     def __init__(self, function):
-        super().__init__(name=getattr(function, "__name__", "loss"))
+        name = getattr(function, "__name__", "")
+        super().__init__(name=name if name.isidentifier() else "loss")  # that of a lambda is no name for TensorFlow
         self.call = function
 
 

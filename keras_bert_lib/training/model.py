@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import warnings
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
 from keras_bert_lib.training.global_loss import GlobalLoss
 from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, update
-from keras_bert_lib.training.step_report import StepReport, all_finite, count_tokens, non_finite_error
+from keras_bert_lib.training.resume import resuming
+from keras_bert_lib.training.step_report import StepReport, all_finite, count_tokens, fingerprint, non_finite_error
 
 _REPLICATED = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 _REFUSED = (
@@ -55,6 +60,11 @@ class Model(keras.Model):
 
     accumulation_steps = 1
     step_report: StepReport | None = None
+    _takes_up = False  # an interrupted run
+    _steps_to_skip = 0
+    _drop: Callable | None = None
+    _steps_per_epoch: int | None = None  # if `fit` was told
+    _step = 0  # of the epoch
     _scales_loss = False
     _loss_scale = None
     _may_skip = False
@@ -150,6 +160,52 @@ class Model(keras.Model):
         self._non_finite = non_finite
         self._may_skip = self._scales_loss or non_finite == "skip"
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        """`keras.Model.fit`; a `Resume` among the callbacks takes up an interrupted run.
+
+        Raises:
+            FloatingPointError: if a loss or gradient is not finite, and compile() does not say `non_finite="skip"`.
+            ConnectionError: if another worker of a `MultiWorkerMirroredStrategy` ends.
+        """
+        arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        del arguments["self"]
+        with resuming(self, arguments) as arguments:
+            self._steps_per_epoch = arguments.get("steps_per_epoch")
+            self._step = self._steps_to_skip % (self._steps_per_epoch or 1)
+            try:
+                return super().fit(**arguments)
+            except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+                if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+                    raise
+                raise ConnectionError(
+                    "Another worker of the cluster has ended or cannot be reached, so that this one cannot go on. Start "
+                    "all workers again; with the callback kbl.training.Resume they go on from the last checkpoint. "
+                    f"TensorFlow said: {error.message}"
+                ) from error
+            finally:
+                self._steps_per_epoch = None
+
+    @contextlib.contextmanager
+    def taking_up(self, steps: int, drop: Callable[[Any], None]):
+        """Inside, `fit` makes all variables before it starts, and does not make its first `steps` steps; `drop` takes
+        batches that are not wanted from its iterator."""
+        self._takes_up, self._steps_to_skip, self._drop = True, steps, drop
+        try:
+            yield
+        finally:
+            self._takes_up, self._steps_to_skip, self._drop = False, 0, None
+
+    def count_steps(self) -> int:
+        """Number of steps that were made, those that were left out counted."""
+        skipped = self._skipped_steps().numpy() if self._may_skip else 0
+        return int(self.optimizer.iterations.numpy()) + int(skipped)
+
+    @property
+    def skips_steps(self) -> bool:
+        """Whether the next step is one that an earlier process has made."""
+        return self._steps_to_skip > 0
+
     def get_compile_config(self) -> dict:
         """Serialized arguments of `compile`."""
         config = super().get_compile_config()
@@ -184,7 +240,9 @@ class Model(keras.Model):
         norm, finite, failed = self._apply(gradients, variables, all_finite(losses), tf.reduce_all(finite_data))
         for variable, before in zip(self.metrics_variables if metrics else [], metrics, strict=True):
             variable.assign(tf.where(finite, variable.value, before))
-        return StepReport(tf.constant(1), tokens[0], tokens[1], norm, losses, finite, failed, *tf.unstack(finite_data))
+        return StepReport(
+            tf.constant(1), tokens[0], tokens[1], norm, losses, finite, failed, *tf.unstack(finite_data), fingerprint(x)
+        )
 
     def test_step(self, data):
         """Loss and metrics of this replica's share `data` of the global batch; runs in replica context."""
@@ -209,7 +267,16 @@ class Model(keras.Model):
             run = self._make_function(step, self._train_logs, self._no_report)
 
             def train(iterator):
-                logs, self.step_report = run(iterator)
+                if self._drop is not None:
+                    self._drop(iterator)
+                    self._drop = None
+                if self.skips_steps:
+                    self._steps_to_skip -= self.steps_per_execution
+                    if self.skips_steps:
+                        return {}
+                    with self.distribute_strategy.scope():
+                        return self._train_logs()  # those of the epoch, if no step follows
+                logs, self.step_report = run(iterator, self._next_steps())
                 if self.step_report.failed:
                     raise self._non_finite_error()
                 return logs
@@ -217,11 +284,24 @@ class Model(keras.Model):
             self.train_function = train
         return self.train_function
 
+    def _next_steps(self) -> int:
+        """Number of steps of the next call: Keras takes the last of an epoch for full, and would read beyond it."""
+        if self._steps_per_epoch is None:
+            return self.steps_per_execution
+        steps = min(self.steps_per_execution, self._steps_per_epoch - self._step)
+        self._step = (self._step + steps) % self._steps_per_epoch
+        return steps
+
     def make_test_function(self, force: bool = False):
         """Make the function that `evaluate` calls; Keras's hook."""
         if self.test_function is None or force:
-            run = self._make_function(self.test_step, self.get_metrics_result, tuple)
-            self.test_function = lambda iterator: run(iterator)[0]
+
+            def step(data):
+                self.test_step(data)
+                return ()  # there is nothing to report
+
+            run = self._make_function(step, self.get_metrics_result, tuple)
+            self.test_function = lambda iterator: run(iterator, self.steps_per_execution)[0]
         return self.test_function
 
     def _forward(self, x, y, sample_weight, training):
@@ -316,7 +396,8 @@ class Model(keras.Model):
     def _build_optimizer(self) -> LossScale | None:
         """Make the optimizer's variables, once, and return the loss scale where there is one."""
         if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
+            with tf.init_scope():  # traced, a slot that starts as a copy of its variable would be set in each step
+                self.optimizer.build(self.trainable_variables)
         if self._scales_loss and self._loss_scale is None:
             self._loss_scale = LossScale(self.optimizer)
         self._skipped_steps()
@@ -358,7 +439,7 @@ class Model(keras.Model):
         return ["the sum of add_loss() and regularizers", *compiled]
 
     def _make_function(self, step, read_logs, no_report):
-        """Return the function that runs `steps_per_execution` steps of an iterator: logs, and the steps' report.
+        """Return the function that runs a number of steps of an iterator, and returns logs and the steps' report.
 
         Metrics are read once all replicas are done, in cross-replica context, where their states are summed. Keras
         takes the mean of every replica's own result instead.
@@ -386,18 +467,18 @@ class Model(keras.Model):
             report = one_step(batch)
             return logs(), report
 
-        def on_iterator(iterator):
+        def on_iterator(iterator, steps):
             if self.steps_per_execution == 1:
                 report = one_step(iterator.get_next())
                 return tf.constant(1), logs(), report
 
             def goes_on(count, batch, report):
-                goes_on = tf.logical_and(count < self.steps_per_execution, batch.has_value())
+                goes_on = tf.logical_and(count < steps, batch.has_value())
                 return tf.logical_and(goes_on, tf.logical_not(report.failed)) if report else goes_on
 
             def body(count, batch, report):
                 later = one_step(batch.get_value())
-                last = count + 1 == self.steps_per_execution
+                last = tf.equal(count + 1, steps)
                 batch = tf.cond(last, lambda: batch, iterator.get_next_as_optional)
                 return count + 1, batch, report.followed_by(later) if report else later
 
@@ -409,27 +490,27 @@ class Model(keras.Model):
             on_batch = tf.function(on_batch, autograph=False, reduce_retracing=True)
             on_iterator = tf.function(on_iterator, autograph=False, reduce_retracing=True)
 
-        def function(iterator):
+        def function(iterator, steps):
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                count, *result = on_iterator(iterator)
+                count, *result = on_iterator(iterator, tf.constant(steps))
                 if self.steps_per_execution > 1 and count == 0:
                     raise StopIteration
                 return result
-            for _, batch in zip(range(self.steps_per_execution), iterator):  # noqa: B905
+            for _, batch in zip(range(steps), iterator):  # noqa: B905
                 result = on_batch(batch)
             return result
 
         return function
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Make all variables before the first step where it needs them: on replicas, inside loops, and to skip a step.
+        """Make all variables before the first step where it needs them: on replicas, inside loops, to keep or restore.
 
         Keras's own reads the first batch by taking its mean over the replicas, which fails for strings, bools, and
         shares of different sizes.
         """
         strategy = self.distribute_strategy
         in_loop = self.accumulation_steps > 1 or self.steps_per_execution > 1
-        if not (in_loop or self._may_skip or isinstance(strategy, _REPLICATED)):
+        if not (in_loop or self._may_skip or self._takes_up or isinstance(strategy, _REPLICATED)):
             return
         if iterator is not None:
             _, _, batches = next(iter(iterator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import FunctionType
 
 import keras
@@ -59,30 +60,28 @@ def update(optimizer, gradients, variables, norm=None, loss_scale=None) -> None:
         loss_scale: float32 scalar, or `None` for gradients that are not scaled.
     """
     learning_rate = tf.cast(optimizer.learning_rate, tf.float32)
-    divisor = _divisor(optimizer, gradients, norm, loss_scale)
-    # An optimizer that divides by itself spares a pass that reads and writes all gradients.
-    divides = hasattr(optimizer, "divide_gradients") and not (optimizer.clipnorm or optimizer.clipvalue)
-    if divides:
-        optimizer.divide_gradients(divisor)
-    elif divisor is not None:
-        gradients = [gradient / tf.cast(divisor, gradient.dtype) for gradient in gradients]
-    for gradient, variable in zip(_clip(optimizer, gradients), variables, strict=True):
-        value = variable.value
-        if optimizer.weight_decay is not None and optimizer._use_weight_decay(value):
-            value.assign_sub(value * tf.cast(optimizer.weight_decay * learning_rate, value.dtype))
-        try:
-            optimizer.update_step(gradient, value, learning_rate)
-        except KeyError:
-            raise ValueError(
-                f"The optimizer was not built for the variable {variable.path!r}. Call compile() with a new optimizer "
-                "after a layer was added or made trainable."
-            ) from None
-        if variable.constraint is not None:
-            variable.assign(variable.constraint(variable))
-    if divides:
-        optimizer.divide_gradients(None)
+    gradients, division = _divide(optimizer, gradients, _divisor(optimizer, gradients, norm, loss_scale))
+    with division:
+        for gradient, variable in zip(_clip(optimizer, gradients), variables, strict=True):
+            _update_variable(optimizer, gradient, variable, learning_rate)
     if optimizer.use_ema:
         _update_averages(optimizer)
+
+
+def _update_variable(optimizer, gradient, variable, learning_rate):
+    value = variable.value
+    # Of Keras's optimizers. Ours exclude all variables from it and decay each at its own rate, in `update_step`.
+    if optimizer.weight_decay is not None and optimizer._use_weight_decay(value):
+        value.assign_sub(value * tf.cast(optimizer.weight_decay * learning_rate, value.dtype))
+    try:
+        optimizer.update_step(gradient, value, learning_rate)
+    except KeyError:
+        raise ValueError(
+            f"The optimizer was not built for the variable {variable.path!r}. Call compile() with a new optimizer "
+            "after a layer was added or made trainable."
+        ) from None
+    if variable.constraint is not None:
+        variable.assign(variable.constraint(variable))
 
 
 def _divisor(optimizer, gradients, norm, loss_scale):
@@ -92,6 +91,16 @@ def _divisor(optimizer, gradients, norm, loss_scale):
     scale = 1.0 if loss_scale is None else loss_scale
     norm = (tf.linalg.global_norm(gradients) if norm is None else norm) / scale
     return scale * tf.maximum(norm / optimizer.global_clipnorm, 1.0)
+
+
+def _divide(optimizer, gradients, divisor):
+    """Return the gradients, and the context in which they count as divided."""
+    # An optimizer that divides by itself spares a pass that reads and writes all gradients.
+    if hasattr(optimizer, "divide_gradients") and not (optimizer.clipnorm or optimizer.clipvalue):
+        return gradients, optimizer.divide_gradients(1.0 if divisor is None else divisor)
+    if divisor is not None:
+        gradients = [gradient / tf.cast(divisor, gradient.dtype) for gradient in gradients]
+    return gradients, contextlib.nullcontext()
 
 
 def _clip(optimizer, gradients):

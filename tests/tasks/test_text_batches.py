@@ -13,13 +13,18 @@ TEXTS = ["good " * (1 + (7 * i) % 23) for i in range(50)]  # lengths well mixed,
 NUMBERS = np.arange(50)
 
 
+def _epoch(epochs, number=0):
+    """The batches of one epoch."""
+    return epochs.dataset(number * epochs.num_batches).take(epochs.num_batches)
+
+
 def _numbers(dataset):
     return [int(n) for _, numbers in dataset for n in numbers]
 
 
 def test_each_epoch_holds_each_example_once_in_another_order(preprocessor):
-    dataset = TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=8)
-    first, second = _numbers(dataset), _numbers(dataset)
+    epochs = TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=8)
+    first, second = _numbers(_epoch(epochs)), _numbers(_epoch(epochs, 1))
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
 
@@ -27,7 +32,7 @@ def test_each_epoch_holds_each_example_once_in_another_order(preprocessor):
 def test_epochs_are_the_same_for_the_same_seed(preprocessor):
     def order():
         keras.utils.set_random_seed(3)
-        return _numbers(TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=8))
+        return _numbers(_epoch(TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=8)))
 
     assert order() == order()
 
@@ -35,8 +40,8 @@ def test_epochs_are_the_same_for_the_same_seed(preprocessor):
 def test_windows_mix_the_examples(preprocessor, monkeypatch):
     # With windows of two batches, an example must not meet the same neighbours in every epoch.
     monkeypatch.setattr(text_batches, "_WINDOW", 2)
-    dataset = TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=5)
-    neighbours = [{frozenset(n.numpy().tolist()) for _, n in dataset} for _ in range(2)]
+    epochs = TextBatches(TEXTS, preprocessor, (NUMBERS,)).shuffled(batch_size=5)
+    neighbours = [{frozenset(n.numpy().tolist()) for _, n in _epoch(epochs, number)} for number in range(2)]
     assert len(neighbours[0] & neighbours[1]) < 3
 
 
@@ -48,7 +53,7 @@ def test_batches_are_what_the_preprocessor_makes_of_their_texts(preprocessor, se
         preprocessor.tokenizer, sequence_length=sequence_length, return_offsets=True
     )
     texts = (TEXTS, TEXTS[::-1]) if pairs else TEXTS
-    for features, numbers in TextBatches(texts, preprocessor, (NUMBERS,)).shuffled(8):
+    for features, numbers in _epoch(TextBatches(texts, preprocessor, (NUMBERS,)).shuffled(8)):
         chosen = [[column[i] for i in numbers] for column in (texts if pairs else [texts])]
         expected = preprocessor(tuple(chosen) if pairs else chosen[0])
         assert features.keys() == expected.keys()
@@ -63,7 +68,7 @@ def test_sorting_removes_most_of_the_padding(preprocessor):
         masks = [features["padding_mask"].numpy() for features in dataset]
         return 1 - sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks)
 
-    assert padding(batches.in_order(8)) > 0.35
+    assert padding(_epoch(batches.in_order(8))) > 0.35
     assert padding(batches.sorted(8)[0]) < 0.12
 
 
@@ -82,14 +87,14 @@ def test_batches_of_no_given_size_have_about_equal_work(preprocessor, monkeypatc
 
 def test_the_number_of_batches_is_known(preprocessor):
     batches = TextBatches(TEXTS, preprocessor, (NUMBERS,))
-    assert batches.shuffled(8).cardinality() == len(list(batches.shuffled(8))) == 7
-    assert [len(n) for _, n in batches.in_order(8)] == [8, 8, 8, 8, 8, 8, 2]
+    assert batches.shuffled(8).num_batches == len(list(_epoch(batches.shuffled(8)))) == 7
+    assert [len(n) for _, n in _epoch(batches.in_order(8))] == [8, 8, 8, 8, 8, 8, 2]
 
 
 def test_split_takes_the_last_examples(preprocessor):
     train, held_out = TextBatches(TEXTS, preprocessor, (NUMBERS,)).split(0.2)
-    assert _numbers(train.in_order(8)) == list(range(40))
-    assert _numbers(held_out.in_order(8)) == list(range(40, 50))
+    assert _numbers(_epoch(train.in_order(8))) == list(range(40))
+    assert _numbers(_epoch(held_out.in_order(8))) == list(range(40, 50))
 
 
 def test_split_that_leaves_nothing_is_refused(preprocessor):
@@ -140,7 +145,7 @@ def test_a_dataset_that_is_not_batched_is_refused(preprocessor):
 def test_batches_are_not_tuned_by_tf_data(preprocessor):
     """Its thread would hold up the end of every epoch; see `TextBatches._load`. A caller's dataset is the caller's."""
     batches = TextBatches(TEXTS, preprocessor, (NUMBERS,))
-    for dataset in (batches.shuffled(2), batches.sorted(2)[0], batches.in_order(2)):
+    for dataset in (_epoch(batches.shuffled(2)), batches.sorted(2)[0], _epoch(batches.in_order(2))):
         assert dataset.options().autotune.enabled is False
     theirs = tokenized(tf.data.Dataset.from_tensors(tf.constant(["a"])), preprocessor, targets=False)
     assert theirs.options().autotune.enabled is None

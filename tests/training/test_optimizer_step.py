@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.training import AdamW, Model
-from keras_bert_lib.training.optimizer_step import LossScale
+from keras_bert_lib.training import AdamW, Lamb, Model
+from keras_bert_lib.training.optimizer_step import LossScale, scalar_variable
 
 
 def weighted_sum(y_true, y_pred):
@@ -23,22 +23,34 @@ TOKENS, SLICES = np.array([[0], [0], [1]], "int32"), np.array([1.0, -0.9, 0.5], 
 GRADIENT = np.array([[0.1], [0.5], [0.0]], "float32")
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("Adam", {}),
-        ("RMSprop", {}),
-        ("Lamb", {}),
-        ("Adafactor", {}),
-        ("Lion", {}),
-        ("SGD", {"global_clipnorm": 0.1}),
-        ("SGD", {"clipvalue": 0.3}),
-        ("SGD", {"clipnorm": 0.2, "weight_decay": 0.1}),
-        ("AdamW", {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}),
-    ],
-)
-def test_repeated_tokens_give_the_update_of_the_dense_gradient(name, arguments):
-    optimizer = getattr(keras.optimizers, name)
+OPTIMIZERS = {
+    name: cls
+    for name, cls in vars(keras.optimizers).items()
+    if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer) and cls is not keras.optimizers.Optimizer
+}
+REFUSED = {"LossScaleOptimizer", "MultiOptimizer", "Muon", "Nadam"}
+TRIED = [
+    *((cls, {}) for name, cls in sorted(OPTIMIZERS.items()) if name not in REFUSED),
+    (AdamW, {}),
+    (AdamW, {"global_clipnorm": 0.1}),
+    (AdamW, {"clipnorm": 0.2}),
+    (Lamb, {}),
+    (Lamb, {"global_clipnorm": 0.1}),
+    (keras.optimizers.AdamW, {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}),
+    (keras.optimizers.SGD, {"global_clipnorm": 0.1}),
+    (keras.optimizers.SGD, {"clipvalue": 0.3}),
+    (keras.optimizers.SGD, {"clipnorm": 0.2, "weight_decay": 0.1}),
+]
+
+
+def test_every_optimizer_of_keras_is_tried_or_refused():
+    assert set(OPTIMIZERS) >= {*REFUSED, "Adam", "AdamW", "Adafactor", "Lamb", "Lion", "SGD"}
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+@pytest.mark.parametrize(("optimizer", "arguments"), TRIED)
+def test_repeated_tokens_give_the_update_of_the_dense_gradient(optimizer, arguments, accumulation_steps):
+    """In one slice, or in four: row 0 gets its slices in different ones, and the first of them is empty."""
     expected = keras.Variable(np.ones((3, 1), "float32"), name="rows")
     by_hand = optimizer(0.1, **arguments)
     for _ in range(3):
@@ -46,7 +58,7 @@ def test_repeated_tokens_give_the_update_of_the_dense_gradient(name, arguments):
     by_hand.finalize_variable_values([expected])
 
     model = embedding_model()
-    model.compile(optimizer(0.1, **arguments), summed())
+    model.compile(optimizer(0.1, **arguments), summed(), run_eagerly=True, accumulation_steps=accumulation_steps)
     model.fit(TOKENS, SLICES, batch_size=3, epochs=3, shuffle=False, verbose=0)
     np.testing.assert_allclose(model.trainable_variables[0].numpy(), expected.numpy(), rtol=0, atol=1e-6)
 
@@ -63,6 +75,7 @@ def summed():
         (keras.optimizers.Nadam(), "Nadam overrides _backend_update_step"),
         (keras.optimizers.Muon(), "Muon overrides _apply_weight_decay"),
         (keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()), "scales its loss by itself.*LossScaleOptimizer"),
+        (keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD()), "MultiOptimizer overrides"),
         (keras.optimizers.SGD(gradient_accumulation_steps=2), "Pass `accumulation_steps` to compile"),
         (keras.optimizers.SGD(loss_scale_factor=2.0), r"SGD\(loss_scale_factor=2.0\)"),
     ],
@@ -78,6 +91,31 @@ def test_a_variable_unknown_to_the_optimizer_is_named():
     model.optimizer.build([keras.Variable([1.0])])
     with pytest.raises(ValueError, match="not built for the variable 'rows/embeddings'"):
         model.fit(TOKENS, SLICES, verbose=0)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Lamb, keras.optimizers.AdamW])
+def test_a_frozen_layer_is_untouched_and_has_no_slots_until_it_is_unfrozen_and_compiled(optimizer, scope):
+    with scope:
+        x = keras.Input((2,))
+        model = Model(x, keras.layers.Dense(1, name="head")(keras.layers.Dense(2, name="body")(x)))
+        body = model.get_layer("body")
+        body.trainable = False
+        model.compile(optimizer(0.1, weight_decay=0.1), "mse")
+    before = body.get_weights()
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=4, verbose=0)
+    for old, new in zip(before, body.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert not [v.path for v in model.optimizer.variables if "body" in v.path]
+    with scope_of(model):
+        body.trainable = True
+        model.compile(optimizer(0.1, weight_decay=0.1), "mse")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=4, verbose=0)
+    for old, new in zip(before, body.get_weights(), strict=True):
+        assert (old != new).all()
+
+
+def scope_of(model):
+    return model.distribute_strategy.scope()
 
 
 def test_a_constraint_holds_after_the_step(scope):
@@ -99,7 +137,7 @@ def float16_model():
 def test_overflow_in_any_example_changes_nothing_but_the_scale(scope):
     with scope:
         model = float16_model()
-        model.compile(AdamW(0.1), summed(), metrics=["mae"])
+        model.compile(AdamW(0.1), summed(), metrics=["mae"], non_finite="skip")
     x, y = np.array([[0], [1], [2], [0]], "int32"), np.ones(4, "float32")
     model.fit(x, y, batch_size=4, verbose=0)
     for row, bad in enumerate([np.inf, np.nan, -np.inf, 1e30]):
@@ -126,7 +164,7 @@ def test_the_scale_grows_again_after_calm_steps(monkeypatch):
 
 def test_a_recompiled_optimizer_keeps_its_scale():
     model = float16_model()
-    model.compile(AdamW(0.1), summed())
+    model.compile(AdamW(0.1), summed(), non_finite="skip")
     model.fit(TOKENS, SLICES * np.inf, verbose=0)
     model.compile(model.optimizer, summed())
     assert model.fit(TOKENS, SLICES, verbose=0).history["loss_scale"] == [2.0**14]
@@ -151,7 +189,7 @@ def test_float16_training_of_a_text_model_stays_finite(scope, monkeypatch):
                 variable.assign(rng.normal(size=variable.shape, scale=0.3))
         if model.optimizer.built:
             LossScale(model.optimizer).value.assign(2.0**19)
-            LossScale(model.optimizer).skipped_steps.assign(0)
+            scalar_variable(model.optimizer, "skipped_steps", "int32", 0).assign(0)
         logs = model.fit(x, y, batch_size=16, verbose=0).history
         assert 1 <= logs["skipped_steps"][0] < 15, seed
         assert all(np.isfinite(v.numpy()).all() for v in model.trainable_variables), seed

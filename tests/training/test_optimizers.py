@@ -5,44 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.training import AdamW, LinearWarmupDecay, adamw
-
-
-def linear_schedule(step, warmup_steps, total_steps):
-    """The multiplier of `transformers.get_linear_schedule_with_warmup`, as published."""
-    if step < warmup_steps:
-        return float(step) / float(max(1, warmup_steps))
-    return max(0.0, float(total_steps - step) / float(max(1, total_steps - warmup_steps)))
-
-
-@pytest.mark.parametrize(("warmup_steps", "total_steps"), [(0, 7), (3, 10), (9, 10), (1_000, 10_000)])
-def test_schedule_is_the_published_linear_one(warmup_steps, total_steps):
-    schedule = LinearWarmupDecay(2e-5, warmup_steps, total_steps)
-    for step in {0, 1, warmup_steps - 1, warmup_steps, warmup_steps + 1, total_steps - 1, total_steps, total_steps + 5}:
-        if step >= 0:
-            expected = 2e-5 * linear_schedule(step, warmup_steps, total_steps)
-            assert float(schedule(step)) == pytest.approx(expected, rel=1e-6, abs=1e-12)
-
-
-@pytest.mark.parametrize(("warmup_steps", "total_steps"), [(-1, 10), (10, 10), (11, 10)])
-def test_schedule_refuses_steps_out_of_order(warmup_steps, total_steps):
-    with pytest.raises(ValueError, match="0 <= warmup_steps < total_steps"):
-        adamw(1e-4, warmup_steps, total_steps)
-
-
-@pytest.mark.parametrize("rate", [0.0, -1e-4, float("nan")])
-def test_schedule_refuses_a_rate_that_is_not_positive(rate):
-    with pytest.raises(ValueError, match="`learning_rate` must be greater than 0"):
-        adamw(rate, 1, 10)
-
-
-def test_schedule_and_optimizer_survive_serialization():
-    optimizer = adamw(3e-4, 5, 50, weight_decay=0.02, global_clipnorm=0.5, beta_2=0.98, no_weight_decay=["^head/"])
-    config = keras.optimizers.serialize(optimizer)
-    restored = keras.optimizers.deserialize(config)
-    assert type(restored) is AdamW
-    assert restored.get_config() == optimizer.get_config()
-    assert float(restored._learning_rate(5)) == pytest.approx(3e-4)
+from keras_bert_lib.training import AdamW, Lamb, Model
 
 
 def variables_like_bert():
@@ -77,10 +40,9 @@ def test_divided_gradients_give_the_updates_of_smaller_ones(scale):
     rng = np.random.default_rng(1)
     for divisor in scale * np.array([1.0, 8.0, 1.0, 0.01, 30.0, 1.0, 1.0, 5.0]):
         gradients = [tf.constant(rng.normal(size=v.shape).astype("float32")) for v in ours]
-        optimizer.divide_gradients(tf.constant(divisor, tf.float32))
-        for gradient, variable in zip(gradients, ours, strict=True):
-            optimizer.update_step(gradient * scale, variable.value, tf.constant(1e-2))
-        optimizer.divide_gradients(None)
+        with optimizer.divide_gradients(tf.constant(divisor, tf.float32)):
+            for gradient, variable in zip(gradients, ours, strict=True):
+                optimizer.update_step(gradient * scale, variable.value, tf.constant(1e-2))
         optimizer.iterations.assign_add(1)
         stock.apply([gradient / (divisor / scale) for gradient in gradients], theirs)
         for a, b in zip(ours, theirs, strict=True):
@@ -135,3 +97,128 @@ def test_default_patterns_spare_biases_and_norms_only():
     decayed = ["embeddings/token/embeddings", "block_0/attention/qkv/kernel", "pooler/dense/kernel"]
     assert all(any(re.search(p, path) for p in patterns) for path in spared)
     assert not any(re.search(p, path) for p in patterns for path in decayed)
+
+
+BOTH = pytest.mark.parametrize("optimizer", [AdamW, Lamb])
+
+
+@BOTH
+def test_a_multiplier_is_another_learning_rate_for_decay_and_step_alike(optimizer):
+    """Variables whose pattern comes first at 3 times the rate are those of an optimizer with 3 times the rate."""
+    factors = {"^embeddings$": 3.0, "bias": 0.5, "embeddings|_bias": 100.0}
+    runs = {}
+    for rate in (1e-2, 3e-2, 5e-3):
+        runs[rate] = variables_like_bert()
+        apply_random(optimizer(rate, weight_decay=0.5), runs[rate])
+    ours = variables_like_bert()
+    apply_random(optimizer(1e-2, weight_decay=0.5, learning_rate_multipliers=factors), ours)
+    rates = {"embeddings": 3e-2, "bias": 5e-3, "output_bias": 5e-3}
+    for index, variable in enumerate(ours):
+        expected = runs[rates.get(variable.name, 1e-2)][index]
+        np.testing.assert_allclose(variable.numpy(), expected.numpy(), rtol=0, atol=1e-6, err_msg=variable.path)
+
+
+def apply_random(optimizer, variables, steps=5):
+    rng = np.random.default_rng(1)
+    for _ in range(steps):
+        optimizer.apply([tf.constant(rng.normal(size=v.shape).astype("float32")) for v in variables], variables)
+
+
+@BOTH
+def test_settings_survive_serialization(optimizer):
+    ours = optimizer(
+        0.25,
+        0.02,
+        beta_2=0.98,
+        no_weight_decay=["^head/"],
+        learning_rate_multipliers={"b": 0.5, "a": 2.0},
+        clipnorm=0.5,
+    )
+    restored = keras.optimizers.deserialize(keras.optimizers.serialize(ours))
+    assert type(restored) is optimizer
+    assert restored.get_config() == ours.get_config()
+    assert list(restored.learning_rate_multipliers) == ["b", "a"]  # the first that matches counts
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"no_weight_decay": "bias$"},
+            r"`no_weight_decay` must hold regular expressions.*no_weight_decay='bias\$' \(one",
+        ),
+        ({"no_weight_decay": ["("]}, r"Received: no_weight_decay=\['\('\] \(missing \)"),
+        ({"no_weight_decay": [1]}, r"Received: no_weight_decay=\[1\]"),
+        ({"learning_rate_multipliers": {"a": 0.0}}, "factors greater than 0; .*`trainable = False`.*{'a': 0.0}"),
+        ({"learning_rate_multipliers": {"a": float("nan")}}, "Received: {'a': nan}"),
+        ({"learning_rate_multipliers": {"*": 1.0}}, "`learning_rate_multipliers` must hold regular expressions"),
+        ({"learning_rate_multipliers": [("a", 1.0)]}, "must be a dict from regular expressions .*'a', 1.0"),
+    ],
+)
+def test_patterns_that_are_none_are_refused(optimizer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer(**arguments)
+
+
+def test_an_error_inside_of_a_step_leaves_no_divisor_behind():
+    variables = variables_like_bert()
+    optimizer = AdamW(0.1)
+    optimizer.build(variables)
+    with pytest.raises(KeyError), optimizer.divide_gradients(8.0):
+        optimizer.update_step(tf.zeros([]), tf.Variable(0.0), 0.1)
+    assert optimizer._scalars_of_step is None
+
+
+def dense_model(base, clip=None):
+    keras.utils.set_random_seed(1)
+    x = keras.Input((4,))
+    model = base(x, keras.layers.Dense(3)(x))
+    model.compile(AdamW(0.02, weight_decay=0.1, global_clipnorm=clip), "mse")
+    return model
+
+
+@pytest.mark.parametrize("order", [(Model, keras.Model), (keras.Model, Model), (Model, keras.Model, Model)])
+def test_training_goes_on_in_the_other_loop(order, scope, tmp_path):
+    """Our loop clips, by divided gradients. Keras's does not: it would clip the share of each replica."""
+    with scope:
+        strategy = tf.distribute.get_strategy()
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(48, 4)).astype("float32"), 5 * rng.normal(size=(48, 3)).astype("float32")
+    stock = dense_model(keras.Model)
+    for turn, base in enumerate(order):
+        clip = 0.05 if base is Model else None
+        stock.optimizer.global_clipnorm = clip
+        stock.make_train_function(force=True)
+        stock.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        with strategy.scope():
+            model = dense_model(base, clip)
+            checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+            if turn:
+                checkpoint.read(str(tmp_path / "state"))
+        model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        checkpoint.write(str(tmp_path / "state"))
+    for ours, theirs in zip(model.weights, stock.weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=0, atol=1e-5)
+
+
+def test_iterations_that_were_set_back_start_the_means_anew():
+    ours, theirs = variables_like_bert(), variables_like_bert()
+    optimizer, fresh = AdamW(1e-2), AdamW(1e-2)
+    optimizer.build(ours)
+    fresh.build(theirs)
+    optimizer.iterations.assign(50)
+    step(optimizer, ours, 0.0, 4.0)
+    optimizer.iterations.assign(0)
+    for divisor in (0.5, 3.0):
+        step(optimizer, ours, 1e-2, divisor)
+        step(fresh, theirs, 1e-2, divisor)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-6)
+
+
+def step(optimizer, variables, rate, divisor):
+    with optimizer.divide_gradients(divisor):
+        for variable in variables:
+            optimizer.update_step(divisor * tf.ones(variable.shape), variable.value, rate)
+    optimizer.iterations.assign_add(1)

@@ -1,0 +1,74 @@
+"""Batches of one epoch after another, in an order that can be taken up at any step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+class Epochs:
+    """Examples in memory, epoch after epoch: which rows a batch holds follows from the seed, the epoch and the step.
+
+    So a run that was interrupted goes on with the batch that it would have met, without reading those before it.
+
+    Args:
+        num_batches: Batches of an epoch.
+        plan: Maps an int64 [2], the seed of an epoch, to the rows of its batches: int64 [num_batches, (b)], ragged.
+        load: Maps the rows of a batch, int64 [b], to an element of the dataset.
+    """
+
+    def __init__(self, num_batches: int, plan: Callable, load: Callable):
+        self.num_batches = num_batches
+        self.seed = random.randrange(2**31)  # keras.utils.set_random_seed decides it
+        self._plan = plan
+        self._load = load
+
+    def dataset(self, position: int = 0) -> tf.data.Dataset:
+        """All epochs, from the batch `position` on, counted from the first batch of epoch 0."""
+        first, skipped = divmod(position, self.num_batches)
+
+        def batches(epoch):
+            rows = self._plan(tf.stack([tf.constant(self.seed, tf.int64), epoch]))
+            start = tf.where(epoch == first, tf.constant(skipped, tf.int64), 0)
+            return tf.data.Dataset.from_tensor_slices(rows[start:])
+
+        return loaded(tf.data.Dataset.range(first, tf.int64.max).flat_map(batches), self._load)
+
+
+def loaded(rows: tf.data.Dataset, load: Callable) -> tf.data.Dataset:
+    """Map rows of batches to batches, while the model is at the one before."""
+    # Without tf.data's autotuning: an iterator whose parallelism it tunes cannot be given up before its thread wakes
+    # up, which takes as long again as half of what it ran.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return rows.map(load, num_parallel_calls=2).prefetch(2).with_options(options)
+
+
+def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> Epochs:
+    """Epochs of arrays in memory.
+
+    Args:
+        arrays: Structure of arrays of N rows each.
+        batch_size: Rows of a batch; the last of an epoch may be smaller.
+        shuffle: Whether each epoch has an order of its own.
+    """
+    arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    count = len(tf.nest.flatten(arrays)[0])
+
+    def plan(seed):
+        rows = tf.range(count, dtype=tf.int64)
+        return batches_of(tf.random.experimental.stateless_shuffle(rows, seed) if shuffle else rows, batch_size)
+
+    return Epochs(
+        -(-count // batch_size), plan, lambda rows: tf.nest.map_structure(lambda a: tf.gather(a, rows), arrays)
+    )
+
+
+def batches_of(rows: tf.Tensor, batch_size: int) -> tf.RaggedTensor:
+    """Cut rows [N] into batches, int64 [ceil(N / batch_size), (b)]."""
+    count = tf.size(rows, tf.int64)
+    starts = tf.range(0, count, batch_size, dtype=tf.int64)
+    return tf.RaggedTensor.from_row_starts(rows, starts)

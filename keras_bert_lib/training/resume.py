@@ -1,0 +1,395 @@
+"""A run that goes on where it was interrupted, as if it never had been."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_bert_lib.training.epochs import Epochs, epochs_of_arrays
+from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
+from keras_bert_lib.training.step_report import fingerprint
+
+# Callbacks of Keras whose own counters decide what happens to the run.
+_STATEFUL = (
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.ModelCheckpoint,
+)
+_TERMINATED = 128 + signal.SIGTERM  # exit status of a process that a signal ended, by the shell's convention
+
+
+class Resume(keras.callbacks.Callback):
+    """Saves all state of a training run, and takes it up again: start the same command once more.
+
+    The run goes on with the losses, bit for bit, of one that was never stopped: weights, optimizer, loss scale,
+    metrics, epoch and step, seeds of dropout, the global random states of Python and NumPy, the histories, the counters
+    of `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint`, and the position in the data.
+
+    - Texts of a task and arrays are shuffled by a seed that is saved, and are taken up at the next batch.
+    - A `tf.data.Dataset` has to give the same batches again: shuffle it with a `seed`, or call
+      `keras.utils.set_random_seed` first. The batches of the broken epoch that were trained on are read and dropped,
+      and it is an error if the last of them is another one than then.
+
+    A checkpoint is one file that is written beside, renamed, and proves itself by a checksum; a damaged one is named in
+    a warning and passed over. If the disk is full, training goes on and older checkpoints stay. SIGTERM saves at the
+    end of the step and exits with status 143, as a process that the signal ended, so that a scheduler starts it again.
+
+    Under `MultiWorkerMirroredStrategy` the first worker writes, and all read: the directory must be shared. Gradient
+    accumulation (`compile(accumulation_steps=)`) is inside one step and leaves nothing to save.
+
+    Args:
+        directory: Of this run alone; made if it is not there.
+        every: Steps between two checkpoints. One is written at the end of each epoch in any case.
+        keep: Number of checkpoints that stay, at least 2.
+    Raises:
+        ValueError: if `every` is not positive, if `keep` is below 2, or, from `fit`, if the checkpoint is of another
+            model, or the data cannot be taken up again.
+        RuntimeError: from `fit`, if another run uses the directory.
+    Example:
+    >>> import tempfile
+    >>> from keras_bert_lib.training import Model
+    >>> inputs = keras.Input((1,))
+    >>> model = Model(inputs, keras.layers.Dense(1)(inputs))
+    >>> model.compile("sgd", "mse")
+    >>> run = tempfile.mkdtemp()
+    >>> for epochs in (2, 3):  # the second call makes the third epoch alone
+    ...     history = model.fit(tf.ones((4, 1)), tf.ones((4, 1)), epochs=epochs, verbose=0, callbacks=[Resume(run)])
+    >>> history.epoch
+    [0, 1, 2]
+    """
+
+    def __init__(self, directory: str | os.PathLike, every: int = 1_000, keep: int = 2):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`every` is a number of steps, at least 1. Received: every={every}.")
+        self._every = every
+        self._directory = RunDirectory(directory, keep)
+        self._start = None  # the checkpoint that the run starts from
+        self._seed = None  # of the order of the data, where it has one
+        self._fingerprint = 0  # of the last batch
+        self._callbacks = None  # all of the run
+        self._terminated = False
+
+    @contextlib.contextmanager
+    def _running(self, model) -> Iterator[Checkpoint | None]:
+        """Hold the directory and listen for SIGTERM as long as `fit` runs."""
+        self._writes = model.distribute_strategy.extended.should_checkpoint
+        self._terminated = False
+        if self._writes:
+            self._directory.lock()
+        # Only the main thread may listen; in another one SIGTERM keeps its effect.
+        listens = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, self._on_sigterm) if listens else None
+        try:
+            self._start = self._directory.newest()
+            yield self._start
+        finally:
+            if listens:
+                signal.signal(signal.SIGTERM, before)
+            self._directory.unlock()
+
+    def _place(self, arguments: dict[str, Any], start: Checkpoint | None) -> tuple[dict[str, Any], int, int]:
+        """Return the arguments of `fit` from `start` on, the steps that are not made again, and the batches to drop."""
+        epoch, step = arguments.get("initial_epoch", 0), 0
+        if start is not None:
+            epoch, step = start.facts["epoch"], start.facts["step"]
+            if start.facts["has_ended"]:  # early
+                arguments = arguments | {"epochs": epoch}
+        arguments = arguments | {"initial_epoch": epoch}
+        if not isinstance(arguments.get("x"), Epochs | tf.data.Dataset):
+            arguments = arguments | _epochs_of_arrays(arguments)
+        data = arguments["x"]
+        in_memory = isinstance(data, Epochs)
+        per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if in_memory else _cardinality(data))
+        step = min(step, per_epoch or step)  # Keras takes the last call of an epoch for full
+        if not in_memory:
+            data, dropped = _dataset(data, arguments.get("steps_per_epoch"), epoch, step)
+            return arguments | {"x": data}, step, dropped
+        if start is not None and start.facts["seed"] is None:
+            raise ValueError(
+                "The run in the directory of Resume was fed by a tf.data.Dataset, whose order is another one. "
+                "Received: texts or arrays. Pass the dataset, or give this run a directory of its own."
+            )
+        data.seed = self._seed = start.facts["seed"] if start else data.seed
+        return arguments | _epochs(arguments, epoch, step), step, 0
+
+    def _on_sigterm(self, signum, frame):
+        self._terminated = True
+
+    def set_model(self, model):
+        if not hasattr(model, "taking_up"):
+            raise TypeError(
+                "Resume needs kbl.training.Model, whose fit can start in the middle of an epoch. Received: "
+                f"{type(model).__name__}."
+            )
+        super().set_model(model)
+
+    def on_train_begin(self, logs=None):
+        if self._callbacks is None:
+            raise ValueError("Resume must stand in a list of callbacks. Received: a CallbackList. Pass its callbacks.")
+        if self._start is not None:
+            _restore(self.model, self._callbacks, self._start)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._steps = epoch, 0
+        self._metrics_before_test = None
+        if self._start is not None:
+            self._steps, self._fingerprint = self._start.facts["step"], self._start.facts["fingerprint"]
+            if self._steps:  # else the epoch is new, and Keras has just set the metrics back
+                _restore_metrics(self.model, self._start.tensors)
+        self._start = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        before, self._steps = self._steps, batch + 1
+        self._fingerprint = self.model.step_report.fingerprint
+        if self._terminated or before // self._every < self._steps // self._every:
+            self._save(self._epoch, self._steps)
+
+    def on_test_begin(self, logs=None):
+        self._metrics_before_test = _metrics(self.model)  # validation takes the variables for its own
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._terminated:  # all steps of the epoch are made: the next process begins with the validation
+            self._save(self._epoch, self._steps)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._metrics_before_test = None
+        self._save(epoch + 1, 0)
+
+    def _save(self, epoch, step):
+        tensors = _weights(self.model) | (self._metrics_before_test or _metrics(self.model))
+        facts = {
+            "epoch": epoch,
+            "step": step,
+            "seed": self._seed,
+            "fingerprint": int(self._fingerprint),
+            "has_ended": self.model.stop_training,
+            **_random_states(),
+        }
+        states, arrays = _callback_states(self._callbacks)
+        # Read by all workers, since reading a metric takes all; written by one of them.
+        if self._writes:
+            self._directory.save(self.model.count_steps(), Checkpoint(tensors | arrays, facts | {"callbacks": states}))
+        if self._terminated:
+            raise SystemExit(_TERMINATED)
+
+
+class _Callbacks(keras.callbacks.CallbackList):
+    """Keras's list, which does not tell its callbacks of the steps that an earlier process made."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._is_new = not self._model.skips_steps
+        if self._is_new:
+            super().on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._is_new:
+            super().on_train_batch_end(batch, logs)
+
+
+@contextlib.contextmanager
+def resuming(model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The arguments of `model.fit`, changed so that it starts where the `Resume` among its callbacks says, if any.
+
+    `Epochs` become a dataset in any case.
+    """
+    callbacks = keras.tree.flatten(arguments.get("callbacks") or [])
+    found = [callback for callback in callbacks if isinstance(callback, Resume)]
+    if len(found) > 1:
+        raise ValueError(f"One `Resume` keeps all state of a run. Received: {len(found)} of them.")
+    if not found:
+        first = arguments.get("initial_epoch", 0)
+        yield arguments | (_epochs(arguments, first, 0) if isinstance(arguments.get("x"), Epochs) else {})
+        return
+    (resume,) = found
+    with resume._running(model) as start:
+        arguments, step, dropped = resume._place(arguments, start)
+        # Behind all others, so that it saves what they have made of a step or an epoch.
+        resume._callbacks = _all_callbacks(model, [c for c in callbacks if c is not resume], arguments)
+        resume._callbacks.callbacks.append(resume)
+        resume.set_model(model)
+        with model.taking_up(step, functools.partial(_drop, model, dropped, start)):
+            yield arguments | {"callbacks": resume._callbacks}
+
+
+def _all_callbacks(model, callbacks: list, arguments: dict[str, Any]) -> _Callbacks:
+    verbose, data = arguments.get("verbose", "auto"), arguments["x"]
+    return _Callbacks(
+        callbacks,
+        add_history=True,
+        add_progbar=verbose != 0,
+        model=model,
+        verbose=verbose,
+        epochs=arguments.get("epochs", 1),
+        steps=arguments.get("steps_per_epoch") or _cardinality(data),
+    )
+
+
+def _drop(model, count: int, start: Checkpoint | None, iterator) -> None:
+    """Read `count` batches that were trained on, and see that they are the same as then."""
+    strategy, last = model.distribute_strategy, None
+    for _ in range(count):
+        last = next(iterator, last)
+    if last is None or not strategy.extended.should_checkpoint:  # the share of the worker that saves is known
+        return
+    share = keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], last)
+    if int(fingerprint(keras.utils.unpack_x_y_sample_weight(share)[0])) != start.facts["fingerprint"]:
+        raise ValueError(
+            "The dataset gives other batches than in the run that is to be resumed, which cannot go on as if it had "
+            "not been stopped. Shuffle with a `seed`, or call keras.utils.set_random_seed before the dataset is made."
+        )
+
+
+def _epochs(arguments: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
+    """What changes of the arguments of `fit` on `Epochs` that start at a step of an epoch."""
+    data = arguments["x"]
+    per_epoch = arguments.get("steps_per_epoch") or data.num_batches
+    return {"x": data.dataset(epoch * per_epoch + step), "steps_per_epoch": per_epoch}
+
+
+def _dataset(data: tf.data.Dataset, per_epoch: int | None, epoch: int, step: int) -> tuple[tf.data.Dataset, int]:
+    """Bring `data` to a step of an epoch; return the dataset for `fit`, and how many batches are to be dropped first.
+
+    A dataset that shuffles draws a seed for each of its iterators, so that those of the epochs before are made again.
+    """
+    if per_epoch is None:
+        iterators, dropped = epoch, step
+    else:  # one iterator goes through as many epochs as it holds
+        iterators, dropped = divmod(epoch * per_epoch, _cardinality(data) or tf.int64.max)
+        dropped += step
+    for _ in range(iterators):
+        iter(data)
+    if per_epoch is not None and _cardinality(data) is None:
+        return data, dropped
+    # Keras makes iterators that it never reads. Behind a flat_map they draw no seed.
+    read = tf.data.Dataset.range(1).flat_map(lambda _: data)
+    if count := _cardinality(data):
+        read = read.apply(tf.data.experimental.assert_cardinality(count))
+    return read.with_options(data.options()), dropped
+
+
+def _cardinality(dataset: tf.data.Dataset) -> int | None:
+    """Number of elements; `None` where it is endless, or only running through them would tell."""
+    count = int(dataset.cardinality())
+    return count if count >= 0 else None
+
+
+def _epochs_of_arrays(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `fit` on arrays, as those of `fit` on `Epochs`."""
+    arrays = tuple(arguments.get(name) for name in ("x", "y", "sample_weight"))
+    while len(arrays) > 1 and arrays[-1] is None:
+        arrays = arrays[:-1]
+    if not all(hasattr(leaf, "shape") and leaf.shape for leaf in keras.tree.flatten(arrays)):
+        raise ValueError(
+            "Resume takes up texts of a task, arrays, and a tf.data.Dataset. Received: "
+            f"x={type(arguments.get('x')).__name__}, whose position cannot be found again. Make it a tf.data.Dataset."
+        )
+    if arguments.get("validation_split"):
+        raise ValueError("Resume does not go with `validation_split` of arrays. Pass `validation_data`.")
+    data = epochs_of_arrays(arrays, arguments.get("batch_size") or 32, arguments.get("shuffle", True))
+    return {"x": data, "y": None, "sample_weight": None, "batch_size": None, "shuffle": False}
+
+
+def _variables(model) -> dict[str, keras.Variable]:
+    """Variables of model and optimizer. Keras numbers its names anew in each process, so that the numbers go."""
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    return {
+        f"{group} {index} {re.sub(r'_[0-9]+(?=[/_]|$)', '', variable.path)}": variable
+        for group, variables in groups.items()
+        for index, variable in enumerate(variables)
+    }
+
+
+def _weights(model) -> dict[str, np.ndarray]:
+    return {name: np.asarray(variable.value) for name, variable in _variables(model).items()}
+
+
+def _metrics(model) -> dict[str, np.ndarray]:
+    """States of the metrics [replicas, ...]. Their sum over replicas could not be divided among them exactly."""
+    strategy, states = model.distribute_strategy, {}
+    for index, variable in enumerate(model.metrics_variables):
+        state = tf.stack(strategy.experimental_local_results(variable.value))
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            state = strategy.gather(state, axis=0)
+        states[f"metric {index} {variable.name}"] = state.numpy()
+    return states
+
+
+def _restore_metrics(model, tensors: dict[str, np.ndarray]) -> None:
+    strategy = model.distribute_strategy
+    for index, variable in enumerate(model.metrics_variables):
+        values = strategy.experimental_local_results(variable.value)
+        resolver = strategy.cluster_resolver
+        first = (resolver.task_id or 0) * len(values) if resolver else 0
+        for value, state in zip(values, tensors[f"metric {index} {variable.name}"][first:], strict=False):
+            value.assign(state)
+
+
+def _random_states() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    return {"python_random": random.getstate(), "numpy_random": [kind, keys.tolist(), *rest]}
+
+
+def _callback_states(callbacks: _Callbacks) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """What the callbacks keep: as JSON, and the arrays among it by name."""
+    states, arrays = [], {}
+    for index, callback in enumerate(_stateful(callbacks)):
+        states.append({})
+        for name, value in vars(callback).items():
+            if isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+                arrays |= {f"callback {index} {name} {i}": array for i, array in enumerate(value)}
+            elif isinstance(value, bool | int | float | str | None | np.number):
+                states[-1][name] = value.item() if isinstance(value, np.number) else value
+    history = callbacks._history
+    logs = {name: [float(value) for value in values] for name, values in history.history.items()}
+    return [{"epoch": list(history.epoch), "history": logs}, *states], arrays
+
+
+def _stateful(callbacks: _Callbacks) -> list[keras.callbacks.Callback]:
+    return [callback for callback in callbacks.callbacks if isinstance(callback, _STATEFUL)]
+
+
+def _restore(model, callbacks: _Callbacks, checkpoint: Checkpoint) -> None:
+    """Put everything but the metrics back."""
+    variables, (tensors, facts) = _variables(model), checkpoint
+    _check(variables, tensors)
+    for name, variable in variables.items():
+        variable.assign(tensors[name])
+    version, state, gauss = facts["python_random"]
+    random.setstate((version, tuple(state), gauss))
+    np.random.set_state(tuple(facts["numpy_random"]))
+    history, *states = facts["callbacks"]
+    vars(callbacks._history).update(history)
+    for index, (callback, state) in enumerate(zip(_stateful(callbacks), states, strict=False)):
+        vars(callback).update(state)
+        for name in [name for name in tensors if name.startswith(f"callback {index} ")]:
+            _, _, attribute, _ = name.split(" ")
+            vars(callback)[attribute] = [*(vars(callback)[attribute] or []), tensors[name]]
+
+
+def _check(variables: dict[str, keras.Variable], tensors: dict[str, np.ndarray]) -> None:
+    ours = {name: (tuple(v.shape), v.dtype) for name, v in variables.items()}
+    theirs = {name: (t.shape, str(t.dtype)) for name, t in tensors.items() if name.startswith(("model ", "optimizer "))}
+    if ours == theirs:
+        return
+    differences = [
+        f"{name.split(' ', 2)[2]}: {theirs.get(name, 'not')} in the checkpoint, {ours.get(name, 'not')} in the model"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+    raise ValueError(
+        f"The checkpoint in the directory of Resume is of another model or optimizer: {'; '.join(differences[:3])}"
+        f"{more}. Give each run a directory of its own, or remove this one to start anew."
+    )

@@ -1,0 +1,377 @@
+"""A run that is interrupted goes on as if it never had been."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib.training import Model, Resume, resume
+from keras_bert_lib.training.check.processes import cluster_environments
+from keras_bert_lib.training.optimizer_step import LossScale
+from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
+
+from .resume_program import LOSS_SCALE, build, fit
+
+PROGRAM = pathlib.Path(__file__).with_name("resume_program.py")
+KILLS = 11  # of each of the two cases
+
+
+@pytest.fixture(autouse=True)
+def _moving_loss_scale(monkeypatch):
+    for attribute, value in LOSS_SCALE.items():
+        monkeypatch.setattr(LossScale, attribute, value)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Records the losses of steps, and raises at some."""
+
+    def __init__(self, at=()):
+        super().__init__()
+        self.at, self.losses = at, {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        assert (self.epoch, batch) not in self.losses
+        self.losses[self.epoch, batch] = (logs["loss"], logs["accuracy"], logs["loss_scale"])
+        if len(self.losses) in self.at:
+            raise KeyboardInterrupt
+
+
+def train(case, directory, callbacks, scope=contextlib.nullcontext, **kwargs):
+    with scope():
+        model = build(case)
+    return model, fit(model, case, directory, callbacks, **kwargs)
+
+
+def interrupted(case, directory, every, scope=contextlib.nullcontext):
+    """Train, and be interrupted again and again; return the model, its history, and the losses of all processes."""
+    losses = []
+    for _ in range(40):
+        callback = Interrupt(at=[every])
+        try:
+            return *train(case, directory, [callback], scope), [*losses, callback.losses]
+        except KeyboardInterrupt:
+            losses.append(callback.losses)
+    raise AssertionError("no progress")
+
+
+def state(model):
+    return [np.asarray(v.value) for v in model.variables + model.optimizer.variables]
+
+
+# --- One process: every kind of data
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # what Keras says of every unknown length
+@pytest.mark.parametrize(
+    "case",
+    ["dataset", "dataset of unknown length", "endless dataset", "dataset of several epochs", "mirrored"],
+)
+def test_steps_and_histories_are_those_of_a_run_that_was_never_stopped(case, tmp_path, request):
+    scope = request.getfixturevalue("mirrored").scope if case == "mirrored" else contextlib.nullcontext
+    whole = Interrupt()
+    expected, history = train(case, tmp_path / "whole", [whole], scope)
+    model, resumed_history, losses = interrupted(case, tmp_path / "parts", len(whole.losses) // 3, scope)
+    assert len(losses) >= 3
+    for key, values in itertools.chain(*(part.items() for part in losses)):
+        assert values == whole.losses[key], key
+    assert len({scale for _, _, scale in whole.losses.values()}) > 2  # a scale that never moved would prove nothing
+    assert resumed_history.history == history.history
+    assert resumed_history.epoch == history.epoch == [0, 1, 2]
+    for ours, theirs in zip(state(model), state(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("left_out", ["seed_generator_state", "loss_scale", "mean"])
+def test_what_a_checkpoint_leaves_out_is_missed(left_out, tmp_path, monkeypatch):
+    whole = Interrupt()
+    train("dataset", tmp_path / "whole", [whole])
+    all_variables = resume._variables
+
+    def some(model):
+        return {name: v for name, v in all_variables(model).items() if not name.endswith(left_out)}
+
+    monkeypatch.setattr(resume, "_variables", some)
+    _, _, losses = interrupted("dataset", tmp_path / "parts", 9)
+    assert any(values != whole.losses[key] for part in losses for key, values in part.items())
+
+
+def test_a_run_that_has_ended_is_not_made_again_and_one_of_more_epochs_goes_on(tmp_path):
+    _, history = train("dataset", tmp_path, [], epochs=1)
+    callback = Interrupt()
+    model, again = train("dataset", tmp_path, [callback], epochs=1)
+    assert not callback.losses
+    assert again.history == history.history
+    _, longer = train("dataset", tmp_path, [callback], epochs=2)
+    assert {epoch for epoch, _ in callback.losses} == {1}
+    assert longer.epoch == [0, 1]
+    assert len(longer.history["loss"]) == 2
+    assert model.optimizer.iterations.numpy() < 20
+
+
+def test_a_run_that_was_stopped_early_is_not_made_again(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        epochs = 0
+
+        def on_epoch_end(self, epoch, logs=None):
+            Stop.epochs += 1
+            self.model.stop_training = epoch == 0
+
+    for _ in range(2):
+        train("dataset", tmp_path, [Stop()])
+    assert Stop.epochs == 1
+
+
+def test_a_dataset_in_another_order_is_noticed(tmp_path):
+    def run(seed, last=None):
+        model = build("dataset")
+        tokens = np.arange(60).reshape(12, 5) % 9
+        dataset = tf.data.Dataset.from_tensor_slices((tokens, np.zeros(12))).shuffle(12, seed=seed).batch(2)
+        callbacks = [Resume(tmp_path, every=1), Interrupt(at=[last])]
+        with contextlib.suppress(KeyboardInterrupt):
+            model.fit(dataset, shuffle=False, verbose=0, callbacks=callbacks)
+
+    run(seed=1, last=4)
+    with pytest.raises(ValueError, match="The dataset gives other batches than in the run that is to be resumed"):
+        run(seed=2)
+    run(seed=1)
+
+
+def test_counters_of_callbacks_and_global_random_states_go_on(tmp_path):
+    def run(callbacks, epochs, directory):
+        inputs = keras.Input((1,))
+        model = Model(inputs, keras.layers.Dense(1)(inputs))
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        keras.utils.set_random_seed(0)
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), epochs=epochs, verbose=0, callbacks=[*callbacks, Resume(directory)])
+        return model
+
+    class Draw(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            draws.append((epoch, random.random(), np.random.rand()))
+
+    draws = []
+    run([Draw()], 4, tmp_path / "whole")
+    whole, draws = draws, []
+    for epochs in (2, 4):
+        stopping = keras.callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True)
+        run([Draw(), stopping], epochs, tmp_path / "parts")
+    assert draws == whole
+    assert stopping.wait == 3  # counted in both parts
+    assert stopping.stopped_epoch == 3
+    assert stopping.best_weights is not None
+
+
+# --- The directory
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
+    whole = Interrupt()
+    train("dataset", tmp_path / "whole", [whole])
+    with pytest.raises(KeyboardInterrupt):
+        train("dataset", tmp_path / "run", [Interrupt(at=[8])])
+    *_, before, newest = sorted((tmp_path / "run").glob("*.safetensors"))
+    for damage in (lambda b: b[: len(b) // 2], lambda b: b[:-40] + bytes([b[-40] ^ 1]) + b[-39:]):
+        contents = newest.read_bytes()
+        newest.write_bytes(damage(contents))
+        callback = Interrupt(at=[1])
+        with pytest.warns(UserWarning, match=rf"{newest.name} is damaged"), pytest.raises(KeyboardInterrupt):
+            train("dataset", tmp_path / "run", [callback])
+        ((key, values),) = callback.losses.items()
+        assert key[1] == int(re.search("[0-9]+", before.stem)[0]) or key[1] <= 8
+        assert values == whole.losses[key]
+        newest.write_bytes(contents)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train("dataset", tmp_path, [], epochs=1)
+    inputs = keras.Input((1,))
+    model = Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    message = (
+        r"of another model or optimizer: .*embeddings.*\(9, 8\).* in the checkpoint, not in the model.*and \d+ more"
+    )
+    dataset = tf.data.Dataset.from_tensors((np.ones((4, 1)), np.ones((4, 1))))
+    with pytest.raises(ValueError, match=message):
+        model.fit(dataset, shuffle=False, verbose=0, callbacks=[Resume(tmp_path)])
+    with pytest.raises(ValueError, match=r"was fed by a tf\.data\.Dataset.*Received: texts or arrays"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=[Resume(tmp_path)])
+
+
+def test_two_runs_in_one_directory_are_refused(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.lock()
+    with pytest.raises(RuntimeError, match=rf"Another run is writing to .*\(process {os.getpid()}\)"):
+        train("dataset", tmp_path, [])
+    directory.unlock()
+    train("dataset", tmp_path, [], epochs=1)
+
+
+def test_a_full_disk_keeps_the_checkpoints_that_there_are(tmp_path):
+    directory = RunDirectory(tmp_path)
+    arrays = {"a": np.arange(5_000, dtype="float32")}
+    assert directory.save(1, Checkpoint(arrays, {"epoch": 1}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # what the file system refuses, as when it is full
+    try:
+        with pytest.warns(UserWarning, match=r"could not be written: .*newest checkpoint is checkpoint-0+1\.saf"):
+            assert not directory.save(2, Checkpoint(arrays, {"epoch": 2}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000000001.safetensors"]
+    restored = directory.newest()
+    assert restored.facts == {"epoch": 1}
+    np.testing.assert_array_equal(restored.tensors["a"], arrays["a"])
+
+
+def test_all_dtypes_come_back(tmp_path):
+    directory = RunDirectory(tmp_path)
+    arrays = {dtype: np.ones((2, 3), dtype) for dtype in ("float32", "float16", "bfloat16", "int64", "uint32", "bool")}
+    arrays |= {"scalar": np.array(3), "empty": np.zeros((0, 2), "float32")}
+    for position in range(4):
+        directory.save(position, Checkpoint(arrays, {"position": position}))
+    assert len(list(tmp_path.iterdir())) == 2
+    restored = directory.newest()
+    assert restored.facts == {"position": 3}
+    for name, array in arrays.items():
+        assert restored.tensors[name].dtype == array.dtype
+        np.testing.assert_array_equal(restored.tensors[name], array)
+
+
+# --- Bad arguments
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`every` is a number of steps, at least 1\. Received: every=0"):
+        Resume(tmp_path, every=0)
+    with pytest.raises(ValueError, match=r"`keep` must be at least 2.*Received: 1"):
+        Resume(tmp_path, keep=1)
+    with pytest.raises(ValueError, match=r"One `Resume` keeps all state of a run\. Received: 2 of them"):
+        train("dataset", tmp_path, [Resume(tmp_path)])
+    inputs = keras.Input((1,))
+    model = Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+
+    def endless():
+        while True:
+            yield np.ones((4, 1)), np.ones((4, 1))
+
+    with pytest.raises(ValueError, match=r"x=generator, whose position cannot be found again\. Make it a tf\.data"):
+        model.fit(endless(), steps_per_epoch=2, callbacks=[Resume(tmp_path)])
+    with pytest.raises(ValueError, match="does not go with `validation_split` of arrays"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), validation_split=0.5, callbacks=[Resume(tmp_path)])
+    stock = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    stock.compile("sgd", "mse")
+    with pytest.raises(TypeError, match=r"Resume needs kbl\.training\.Model.* Received: Functional"):
+        stock.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=[Resume(tmp_path)])
+
+
+# --- Real processes that are really killed
+
+
+def start(case, folder, log="log", environment=None):
+    path = os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(PROGRAM), case, str(folder / "run"), str(folder / log)]
+    with open(folder / f"{log}.errors", "w") as errors:
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path} | (environment or {}), stderr=errors)
+
+
+def lines(folder, log="log"):
+    text = (folder / log).read_text() if (folder / log).exists() else ""
+    return [line.split() for line in text.splitlines() if line != "started"]
+
+
+def run_to_the_end(case, folder):
+    folder.mkdir()
+    process = start(case, folder)
+    assert process.wait(timeout=300) == 0, (folder / "log.errors").read_text()
+    return {tuple(line[:2]) if line[0] != "end" else ("end",): line for line in lines(folder)}
+
+
+@pytest.mark.parametrize("case", ["dataset", "mirrored"])
+def test_a_process_may_be_killed_at_any_moment(case, tmp_path):
+    expected = run_to_the_end(case, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    moments, kills = random.Random(case), 0
+    for _ in range(60):
+        known = len(lines(folder))
+        process = start(case, folder)
+        if kills < KILLS:
+            while len(lines(folder)) < known + moments.choice([1, 2, 3]) and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.02))  # in the middle of a step, or of a checkpoint
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        elif process.wait(timeout=300) == 0:
+            break
+        assert process.returncode in (0, -signal.SIGKILL), (folder / "log.errors").read_text()
+    assert kills == KILLS
+    received = lines(folder)
+    assert received[-1] == expected["end",]
+    for line in received[:-1]:
+        assert line == expected[tuple(line[:2])]
+    assert {tuple(line[:2]) for line in received[:-1]} >= expected.keys() - {("end",)}
+
+
+def test_sigterm_saves_and_exits_without_a_traceback(tmp_path):
+    process = start("dataset", tmp_path)
+    while len(lines(tmp_path)) < 3:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert "Traceback" not in (tmp_path / "log.errors").read_text()
+    *_, last = lines(tmp_path)
+    checkpoint = RunDirectory(tmp_path / "run").newest()
+    assert [checkpoint.facts["epoch"], checkpoint.facts["step"]] == [int(last[0]), int(last[1]) + 1]
+
+
+def test_workers_go_on_after_one_was_killed(tmp_path):
+    @contextlib.contextmanager
+    def workers(folder):
+        folder.mkdir(exist_ok=True)
+        environments = cluster_environments(2)
+        started = [start("workers", folder, f"log{i}", environment) for i, environment in enumerate(environments)]
+        try:
+            yield started
+        finally:
+            for worker in started:
+                worker.kill()
+                worker.wait()
+
+    def run_to_the_end(folder):
+        with workers(folder) as started:
+            codes = [worker.wait(timeout=300) for worker in started]
+            assert codes == [0, 0], (folder / "log0.errors").read_text()
+
+    run_to_the_end(tmp_path / "whole")
+    expected = {tuple(line[:2]): line for line in lines(tmp_path / "whole", "log0")}
+
+    folder = tmp_path / "parts"
+    with workers(folder) as (leader, peer):
+        while len(lines(folder, "log1")) < 20:  # in the second epoch
+            time.sleep(0.01)
+            assert leader.poll() is None, (folder / "log0.errors").read_text()
+        peer.kill()
+        assert leader.wait(timeout=120) == 1  # TensorFlow gives a peer about 10 s to be heard of again
+    assert "ConnectionError: Another worker of the cluster has ended" in (folder / "log0.errors").read_text()
+    run_to_the_end(folder)
+    received = lines(folder, "log0")
+    assert received[-1][0] == "end"
+    assert len(received) >= len(expected)
+    for line in received:
+        assert line == expected[tuple(line[:2])]
