@@ -23,6 +23,7 @@ _REFUSED = (
     tf.distribute.ParameterServerStrategy,
     tf.distribute.experimental.CentralStorageStrategy,
 )
+_NO_DATA = "There is nothing to train on: the data hold no batch. Look at what filters or shards them."
 
 
 class Model(keras.Model):
@@ -165,26 +166,24 @@ class Model(keras.Model):
         """`keras.Model.fit`; a `Resume` among the callbacks takes up an interrupted run.
 
         Raises:
+            ValueError: if the data hold no batch.
             FloatingPointError: if a loss or gradient is not finite, and compile() does not say `non_finite="skip"`.
             ConnectionError: if another worker of a `MultiWorkerMirroredStrategy` ends.
         """
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         del arguments["self"]
-        with resuming(self, arguments) as arguments:
+        with resuming(self, arguments) as arguments, _naming_lost_workers(self.distribute_strategy):
             self._steps_per_epoch = arguments.get("steps_per_epoch")
             self._step = self._steps_to_skip % (self._steps_per_epoch or 1)
+            self.step_report = None
+            starts_anew = not self.skips_steps and arguments.get("initial_epoch", 0) < arguments.get("epochs", 1)
             try:
-                return super().fit(**arguments)
-            except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-                if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
-                    raise
-                raise ConnectionError(
-                    "Another worker of the cluster has ended or cannot be reached, so that this one cannot go on. Start "
-                    "all workers again; with the callback kbl.training.Resume they go on from the last checkpoint. "
-                    f"TensorFlow said: {error.message}"
-                ) from error
+                history = super().fit(**arguments)
             finally:
                 self._steps_per_epoch = None
+            if self.step_report is None and starts_anew:
+                raise ValueError(_NO_DATA)
+            return history
 
     @contextlib.contextmanager
     def taking_up(self, steps: int, drop: Callable[[Any], None]):
@@ -276,7 +275,11 @@ class Model(keras.Model):
                         return {}
                     with self.distribute_strategy.scope():
                         return self._train_logs()  # those of the epoch, if no step follows
-                logs, self.step_report = run(iterator, self._next_steps())
+                try:
+                    logs, self.step_report = run(iterator, self._next_steps())
+                except (StopIteration, tf.errors.OutOfRangeError):
+                    self._step = 0  # the data ended before the epoch did
+                    raise
                 if self.step_report.failed:
                     raise self._non_finite_error()
                 return logs
@@ -514,13 +517,29 @@ class Model(keras.Model):
             return
         if iterator is not None:
             _, _, batches = next(iter(iterator))
-            data_batch = keras.tree.map_structure(
-                lambda v: strategy.experimental_local_results(v)[0], next(iter(batches))
-            )
+            batch = next(iter(batches), None)
+            if batch is None:
+                raise ValueError(_NO_DATA)
+            data_batch = keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
         with strategy.scope():
             self._symbolic_build(data_batch=data_batch)
             if self.optimizer is not None:
                 self._build_optimizer()
+
+
+@contextlib.contextmanager
+def _naming_lost_workers(strategy):
+    """Say what has happened, and what to do, when TensorFlow loses another worker."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        raise ConnectionError(
+            "Another worker of the cluster has ended or cannot be reached, so that this one cannot go on. Look at its "
+            "log, then start all workers again; with kbl.training.Resume they go on where they were. TensorFlow said: "
+            f"{error.message}"
+        ) from error
 
 
 def _sum_over_replicas(tensors):

@@ -46,10 +46,10 @@ class Monitor(keras.callbacks.Callback):
     | `tokens_per_second`, `padding_share` | as above |
     | `val_loss`, ... | in the row of an epoch with validation |
 
-    A training that goes on at step s keeps the rows of a CSV up to s and replaces those behind it; one that starts anew
-    replaces all. Beside `Resume`, put `Monitor` first, so that it has seen the step that is saved; figures of the epoch
-    so far then begin where the training goes on. A process that is killed leaves whole lines. TensorBoard has two runs,
-    `train` and `validation`, with the same names in both.
+    A training that goes on at step s, as with `Resume`, keeps the rows of a CSV up to s and replaces those behind it;
+    one that starts anew replaces all. Tokens per second and share of padding of the epoch so far then begin where the
+    training goes on. A process that is killed leaves whole lines. TensorBoard has two runs, `train` and `validation`,
+    with the same names in both.
 
     Of several workers all show the figures, and the chief alone writes. What a step reports is read when somebody is to
     see it: after each call while there is a progress bar, else for a row.
@@ -116,17 +116,14 @@ class Monitor(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self._first_step = batch
-        self._report_before = self.model.step_report
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         seconds = time.perf_counter() - self._began  # Keras has read the logs before it calls this: the steps are done
-        made_steps = self.model.step_report is not self._report_before  # else an earlier process made them
         self._logs = _numbers(logs)
         if self._columns is None:
-            self._begin_outputs(int(self.model.step_report.steps) if made_steps else 0)
-        if made_steps:
-            self._add_call(batch + 1 - self._first_step, seconds)
+            self._begin_outputs(int(self.model.step_report.steps))
+        self._add_call(batch + 1 - self._first_step, seconds)
         if self.params["verbose"] not in (0, 2):  # 2 prints at the end of an epoch
             logs.update(self._throughput.figures())
 
@@ -138,7 +135,7 @@ class Monitor(keras.callbacks.Callback):
             self._begin_outputs(0)
         logs.update(self._throughput.figures())
         self._write_row(logs)
-        self._step = self._steps_made()  # the last call of an epoch may make fewer steps than it was to make
+        self._step = self.model.count_steps()  # the last call of an epoch may make fewer steps than it was to make
 
     def on_train_end(self, logs=None):
         for output in self._outputs:
@@ -162,7 +159,7 @@ class Monitor(keras.callbacks.Callback):
         """Fix the columns, and the step from which on rows are new. The first call tells both; it made `steps`."""
         validation = [f"val_{name}" for name in self._logs if name not in _OF_TRAINING_ONLY]
         self._columns = [*_PLACE, *self._logs, *_FIGURES, *validation]
-        self._step = self._steps_made() - steps
+        self._step = self.model.count_steps() - steps
         for output in self._outputs:
             output.begin(self._columns, self._step)
 
@@ -175,9 +172,6 @@ class Monitor(keras.callbacks.Callback):
         if self.every is not None and self._step // self.every > before // self.every:
             self._write_row(self._logs)
 
-    def _steps_made(self) -> int:
-        return int(self.model.optimizer.iterations.numpy()) + int(self._logs.get("skipped_steps", 0))
-
     def _write_row(self, logs: dict[str, Any]) -> None:
         if not self._outputs:
             return
@@ -185,7 +179,7 @@ class Monitor(keras.callbacks.Callback):
             **logs,
             **self._throughput.figures(),
             "epoch": self._epoch,
-            "step": self._steps_made(),
+            "step": self.model.count_steps(),
             "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
         }
         if self._calls:

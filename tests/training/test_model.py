@@ -173,6 +173,35 @@ def test_steps_per_execution_ends_with_a_dataset_of_unknown_length(scope):
     assert model.optimizer.iterations.numpy() == 10
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("steps_per_execution", [1, 3])
+def test_data_that_are_empty_or_end_early(scope, steps_per_execution):
+    with scope:
+        model = functional()
+        model.compile(keras.optimizers.SGD(0.1), crossentropy(), steps_per_execution=steps_per_execution)
+    dataset = tf.data.Dataset.from_tensor_slices((TOKENS, LABELS)).batch(8)
+    for empty in (dataset.take(0), dataset.filter(lambda x, y: False)):
+        with pytest.raises(ValueError, match="There is nothing to train on: the data hold no batch"):
+            model.fit(empty, shuffle=False, verbose=0)
+    model.fit(dataset, epochs=3, steps_per_epoch=10, shuffle=False, verbose=0)  # four batches, not ten
+    assert model.optimizer.iterations.numpy() == 12
+
+
+def test_an_epoch_of_an_endless_dataset_has_the_steps_that_were_asked_for(scope):
+    dataset = tf.data.Dataset.from_tensor_slices((TOKENS, LABELS)).batch(8).repeat()
+    with scope:
+        model = functional()
+        model.compile(keras.optimizers.SGD(0.1), crossentropy(), steps_per_execution=4)
+    model.fit(dataset, epochs=2, steps_per_epoch=6, shuffle=False, verbose=0)
+    assert model.optimizer.iterations.numpy() == 12  # stock Keras makes 16
+
+
+def test_a_loss_without_a_name():
+    model = functional()
+    model.compile("sgd", lambda y, y_pred: keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
+    assert model.evaluate(TOKENS, LABELS, verbose=0) == pytest.approx(each_loss(model).mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"jit_compile": True}, {"accumulation_steps": 29}])
 def test_the_way_of_running_does_not_change_the_result(arguments):
     weights = []

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib import models, preprocessing, tasks
-from keras_bert_lib.training import Model, Monitor, WarmupDecay, monitor
+from keras_bert_lib.training import Model, Monitor, Resume, WarmupDecay, monitor
 
 RNG = np.random.default_rng(0)
 # 23 rows in batches of 4: the first are short, the last are long, so that no mean of the batches' shares is the share.
@@ -307,43 +307,40 @@ def test_model_that_trains_on_keeps_its_rows(tmp_path):
     assert [row["step"] for row in rows_of(path)] == ["2", "4", "6", "10", "12"]
 
 
-def made_elsewhere(calls):
-    """Callback to put first: the first calls make no step, as where `Resume` passes over what a run has made."""
+class Interrupt(keras.callbacks.Callback):
+    """Ends the training in its second epoch, at a batch or at the validation."""
 
-    class Elsewhere(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch < calls:
-                self.model.step_report = None
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
 
-    return Elsewhere()
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
 
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (1, self.at):
+            raise KeyboardInterrupt
 
-def test_steps_of_an_earlier_process_are_not_counted(tmp_path):
-    path = tmp_path / "run.csv"
-    history = fit(build(), made_elsewhere(2), Monitor(path, every=1), epochs=1)
-    assert history["padding_share"] == pytest.approx([1 - LENGTHS[8:].sum() / 150])
-    assert [row["step"] for row in rows_of(path)] == ["3", "4", "5", "6"]
-
-
-def test_epoch_whose_steps_an_earlier_process_made_has_its_row(tmp_path):
-    path = tmp_path / "run.csv"
-    history = fit(build(), made_elsewhere(6), Monitor(path, every=1), epochs=1)
-    (row,) = rows_of(path)
-    assert (row["step"], row["gradient_norm"], row["padding_share"]) == ("6", "", "")
-    assert [float(row["val_loss"])] == history["val_loss"]
+    def on_test_begin(self, logs=None):
+        if (self.epoch, self.at) == (1, "validation"):
+            raise KeyboardInterrupt
 
 
-def test_epoch_that_an_earlier_process_left_at_its_validation_is_completed(tmp_path):
-    path, model = tmp_path / "run.csv", build()
-    fit(model, Monitor(path, every=1), epochs=1, validate=False)
-    before = rows_of(path)
-    resumed = Monitor(path, every=1)
-    resumed.set_model(model)
-    resumed.on_train_begin()
-    resumed.on_epoch_begin(0)
-    resumed.on_epoch_end(0, {"accuracy": 0.5, "loss": 1.0, "val_accuracy": 0.25, "val_loss": 2.0})
-    now = {"accuracy": "0.5", "loss": "1.0", "val_accuracy": "0.25", "val_loss": "2.0"}
-    assert rows_of(path) == [*before[:-1], {**before[-1], **now}]
+@pytest.mark.parametrize("at", [0, 3, "validation"])
+def test_training_that_is_resumed_leaves_the_rows_of_one_that_was_never_stopped(at, tmp_path):
+    expected = fit(build(), Monitor(tmp_path / "whole.csv", every=1), epochs=3)
+    callbacks = [Resume(tmp_path / "run", every=1), Monitor(tmp_path / "parts.csv", every=1)]
+    with pytest.raises(KeyboardInterrupt):
+        fit(build(), *callbacks, Interrupt(at), epochs=3)
+    history = fit(build(), *callbacks, epochs=3)
+    assert history["val_loss"] == expected["val_loss"]
+    rows = rows_of(tmp_path / "whole.csv"), rows_of(tmp_path / "parts.csv")
+    assert len(rows[0]) == 18
+    for whole, parts in zip(*rows, strict=True):
+        if whole["epoch"] == "2":  # in which the figures of the epoch so far begin where it goes on
+            parts["padding_share"] = whole["padding_share"]
+        parts["tokens_per_second"] = whole["tokens_per_second"]
+        assert parts == whole
 
 
 def test_row_replaces_one_of_the_same_step(tmp_path):
