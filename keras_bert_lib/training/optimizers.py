@@ -320,7 +320,7 @@ def _trust_ratio(variable, update):
     """||x|| / ||u||, and 1 where either is 0."""
     norms = tf.norm(variable), tf.norm(update)
     ratio = tf.math.divide_no_nan(*norms)
-    return tf.where(tf.logical_and(norms[0] >= 0, norms[1] >= 0), ratio, tf.ones_like(ratio))
+    return tf.where(tf.logical_and(norms[0] > 0, norms[1] > 0), ratio, tf.ones_like(ratio))
 
 
 def _matches(patterns: Iterable[str], path: str) -> bool:

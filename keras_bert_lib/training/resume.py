@@ -79,6 +79,7 @@ class Resume(keras.callbacks.Callback):
         self._seed = None  # of the order of the data, where it has one
         self._fingerprint = 0  # of the last batch
         self._callbacks = None  # all of the run
+        self._metrics_before_test = None
         self._terminated = False
 
     @contextlib.contextmanager
@@ -143,7 +144,6 @@ class Resume(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._steps = epoch, 0
-        self._metrics_before_test = None
         if self._start is not None:
             self._steps, self._fingerprint = self._start.facts["step"], self._start.facts["fingerprint"]
             if self._steps:  # else the epoch is new, and Keras has just set the metrics back
@@ -160,11 +160,15 @@ class Resume(keras.callbacks.Callback):
         self._metrics_before_test = _metrics(self.model)  # validation takes the variables for its own
 
     def on_test_batch_end(self, batch, logs=None):
+        if self._terminated:
+            self.model.stop_evaluating = True
+
+    def on_test_end(self, logs=None):
         if self._terminated:  # all steps of the epoch are made: the next process begins with the validation
             self._save(self._epoch, self._steps)
+        self._metrics_before_test = None
 
     def on_epoch_end(self, epoch, logs=None):
-        self._metrics_before_test = None
         self._save(epoch + 1, 0)
 
     def _save(self, epoch, step):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.training import Model, Resume, resume
+from keras_bert_lib.training import Model, Resume, SwapEMAWeights, resume
 from keras_bert_lib.training.check.processes import cluster_environments
 from keras_bert_lib.training.optimizer_step import LossScale
 from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
@@ -121,6 +121,22 @@ def test_a_run_that_has_ended_is_not_made_again_and_one_of_more_epochs_goes_on(t
     assert longer.epoch == [0, 1]
     assert len(longer.history["loss"]) == 2
     assert model.optimizer.iterations.numpy() < 20
+
+
+def test_sigterm_during_validation_leaves_what_validation_borrows(tmp_path):
+    """The weights of the validation are averages, and its metrics stand in the variables of the training's."""
+
+    class Terminate(keras.callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    expected, history = train("dataset", tmp_path / "whole", [SwapEMAWeights()])
+    with pytest.raises(SystemExit, match="143"):
+        train("dataset", tmp_path / "parts", [SwapEMAWeights(), Terminate()])
+    model, resumed_history = train("dataset", tmp_path / "parts", [SwapEMAWeights()])
+    assert resumed_history.history == history.history
+    for ours, theirs in zip(state(model), state(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_run_that_was_stopped_early_is_not_made_again(tmp_path):
