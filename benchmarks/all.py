@@ -31,6 +31,8 @@ def commands(options: argparse.Namespace, folder: Path) -> list[list[str]]:
         ["latency"],
         ["memory"],
         ["growth"],
+        ["training_memory"],
+        ["scaling"],
         ["tokenizer", *_corpora(options, folder)],
     ]
     common = ["--peers", options.peers, "--threads", str(options.threads)]

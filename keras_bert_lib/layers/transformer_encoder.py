@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.feed_forward import FeedForward
 from keras_bert_lib.layers.layer_norm import LayerNorm
+from keras_bert_lib.layers.recompute import recompute_for_gradient
 from keras_bert_lib.layers.self_attention import SelfAttention
 from keras_bert_lib.layers.token_layout import layout_of
 
@@ -30,6 +32,8 @@ class TransformerEncoder(keras.layers.Layer):
         activation: As in `FeedForward`.
         layer_norm_epsilon: As in `LayerNorm`.
         normalize_first: `True` for pre-norm.
+        recompute: `True` keeps a block's inputs alone for the backward pass, and computes the block again there:
+            training takes much less memory, and up to a third longer. Results and gradients are the same.
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
@@ -40,7 +44,8 @@ class TransformerEncoder(keras.layers.Layer):
     >>> tuple(TransformerEncoder(num_heads=2, intermediate_dim=32)(keras.ops.ones((1, 3, 8))).shape)
     (1, 3, 8)
 
-    References: Devlin et al. 2018, sec. 3, arXiv 1810.04805; pre-norm: Xiong et al. 2020, arXiv 2002.04745.
+    References: Devlin et al. 2018, sec. 3, arXiv 1810.04805; pre-norm: Xiong et al. 2020, arXiv 2002.04745;
+        recomputation: Chen et al. 2016, arXiv 1604.06174.
     """
 
     def __init__(
@@ -52,11 +57,14 @@ class TransformerEncoder(keras.layers.Layer):
         activation: str | Callable = "gelu",
         layer_norm_epsilon: float = 1e-12,
         normalize_first: bool = False,
+        recompute: bool = False,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # The parts cast their weights themselves: recomputation wants them as they are stored.
+        super().__init__(**{"autocast": False, **kwargs})
         policy = self.dtype_policy
         self.normalize_first = normalize_first
+        self.recompute = recompute
         self.attention = SelfAttention(num_heads, attention_dropout, name="attention", dtype=policy)
         self.attention_norm = LayerNorm(layer_norm_epsilon, name="attention_norm", dtype=policy)
         self.feed_forward = FeedForward(intermediate_dim, activation, name="feed_forward", dtype=policy)
@@ -69,6 +77,7 @@ class TransformerEncoder(keras.layers.Layer):
             part.build(rows_shape)
 
     def call(self, inputs, padding_mask=None, layout=None, training=False):
+        inputs = tf.cast(inputs, self.compute_dtype)
         tokens = layout_of(inputs, padding_mask, layout)
         x = inputs if layout is not None else tokens.rows(inputs)  # [T, D]
 
@@ -77,8 +86,11 @@ class TransformerEncoder(keras.layers.Layer):
                 return x + self.dropout(update(norm(x)), training=training)
             return norm(x + self.dropout(update(x), training=training))
 
-        x = residual(x, lambda rows: self.attention.attend(rows, tokens, training), self.attention_norm)
-        x = residual(x, self.feed_forward, self.feed_forward_norm)
+        def block(x):
+            x = residual(x, lambda rows: self.attention.attend(rows, tokens, training), self.attention_norm)
+            return residual(x, self.feed_forward, self.feed_forward_norm)
+
+        x = recompute_for_gradient(self, block, x) if self.recompute and training else block(x)
         return x if layout is not None else tokens.sequences(x)
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
@@ -95,4 +107,5 @@ class TransformerEncoder(keras.layers.Layer):
             "activation": feed_forward["activation"],
             "layer_norm_epsilon": self.attention_norm.epsilon,
             "normalize_first": self.normalize_first,
+            "recompute": self.recompute,
         }

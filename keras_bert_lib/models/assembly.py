@@ -33,6 +33,7 @@ def transformer_model(
     activation: str | Callable = "gelu",
     layer_norm_epsilon: float = 1e-12,
     padding: Literal["remove", "keep"] = "remove",
+    recompute: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Assembles an encoder out of this library's layers; a family's file sets its defaults.
@@ -54,6 +55,7 @@ def transformer_model(
         layer_norm_epsilon: As in `LayerNorm`.
         padding: "remove" computes on real tokens only, and gives zeros at padded positions. "keep" computes on all
             positions, with shapes that do not depend on the data: for XLA and TPUs. Real tokens get the same vectors.
+        recompute: As in `TransformerEncoder`: less memory in training, for up to a third more time.
         name: Name of the model.
     Returns:
         A functional `keras.Model` that keeps the encoder contract above.
@@ -88,6 +90,7 @@ def transformer_model(
             attention_dropout,
             activation,
             layer_norm_epsilon,
+            recompute=recompute,
             name=f"block_{group}",
         )
         for group in range(num_groups)

@@ -81,6 +81,7 @@ class TextClassifier(TextTask):
         sequence_length: int | None = None,
         max_sequence_length: int | None = None,
         dropout: float | None = None,
+        recompute: bool = False,
         revision: str | None = None,
     ) -> TextClassifier:
         """Classifier on a pretrained encoder.
@@ -97,6 +98,7 @@ class TextClassifier(TextTask):
             max_sequence_length: What texts are cut to where there is no fixed length; `None` = the most that the
                 encoder takes.
             dropout: Replaces the checkpoint's rate, in the encoder and before the head.
+            recompute: As in `kbl.layers.TransformerEncoder`: less memory in training, for up to a third more time.
             revision: Branch, tag or commit, for a hub id.
         Raises:
             FileNotFoundError, ValueError: see `kbl.checkpoints.load_encoder` and `load_preprocessor`.
@@ -104,7 +106,7 @@ class TextClassifier(TextTask):
         # Once: each loader would ask the hub again, and a branch may move in between.
         directory = checkpoints.fetch(directory_or_hub_id, revision=revision)
         config = checkpoints.load_config(directory)
-        encoder = checkpoints.load_encoder(directory, dropout=dropout)
+        encoder = checkpoints.load_encoder(directory, dropout=dropout, recompute=recompute)
         preprocessor = checkpoints.load_preprocessor(
             directory, sequence_length, max_sequence_length=max_sequence_length
         )

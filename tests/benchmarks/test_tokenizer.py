@@ -47,5 +47,10 @@ def test_the_whole_report_is_made_of_every_benchmark(tmp_path):
     runs = everything.commands(options, tmp_path)
     asked = {module for module, *_ in runs}
     here = {path.stem for path in (everything.ROOT / "benchmarks").glob("*_contestant.py")}
-    assert {name.removesuffix("_contestant") for name in here} | {"growth", "int8"} == asked
+    assert {name.removesuffix("_contestant") for name in here} | {
+        "growth",
+        "int8",
+        "scaling",
+        "training_memory",
+    } == asked
     assert all(run[-2:] == ["--rounds", "3"] for run in runs)

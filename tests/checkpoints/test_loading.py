@@ -56,6 +56,13 @@ def test_dropout_can_be_replaced():
     assert (block["dropout"], block["attention_dropout"]) == (0.2, 0.0)
 
 
+def test_an_encoder_that_recomputes_has_the_same_weights():
+    encoders = [checkpoints.load_encoder(GOLDEN / "bert_encoder", recompute=value) for value in (False, True)]
+    assert [encoder.get_layer("block_0").recompute for encoder in encoders] == [False, True]
+    for ours, theirs in zip(*(encoder.get_weights() for encoder in encoders), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_weights_stay_float32_under_a_mixed_policy(golden_weights):
     keras.config.set_dtype_policy("mixed_bfloat16")
     encoder = checkpoints.load_encoder(GOLDEN / "bert_pretraining")

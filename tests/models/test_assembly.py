@@ -205,6 +205,16 @@ def test_trains_in_the_loop_of_keras():
     assert np.isfinite(model.evaluate(shorter, np.ones((2, 1)), verbose=0))
 
 
+def test_recompute_reaches_every_block_and_is_saved_with_the_model(family):
+    def blocks(model: keras.Model) -> list[bool]:
+        return [layer.recompute for layer in model.layers if layer.name.startswith("block_")]
+
+    model = family(recompute=True)
+    assert all(blocks(model))
+    assert blocks(keras.models.model_from_json(model.to_json())) == blocks(model)
+    assert not any(blocks(family()))
+
+
 def test_unknown_padding_is_refused():
     with pytest.raises(ValueError, match=r"`padding` must be \"remove\" or \"keep\"\. Received: padding='ragged'"):
         FAMILIES["bert"](padding="ragged")

@@ -321,6 +321,14 @@ def test_what_cannot_train_rightly_is_refused_when_compiled(mirrored):
         functional().compile("sgd", "mse")
 
 
+@pytest.mark.parametrize("strategy", [tf.distribute.TPUStrategy, tf.distribute.ParameterServerStrategy])
+def test_strategies_that_need_a_cluster_or_a_tpu_are_refused(strategy, monkeypatch):
+    # Not initialized, since there is neither: the class alone is looked at.
+    monkeypatch.setattr(FunctionalModel, "distribute_strategy", strategy.__new__(strategy))
+    with pytest.raises(ValueError, match=rf"trains on one device, under Mirrored.*Received: {strategy.__name__}"):
+        functional().compile("sgd", "mse")
+
+
 def test_a_dict_with_an_entry_too_many_is_matched_by_name():
     tokens, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
     model = Model({"token_ids": tokens, "padding_mask": mask}, keras.ops.sum(tokens * mask, axis=1))
