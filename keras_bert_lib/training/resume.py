@@ -100,7 +100,9 @@ class Resume(keras.callbacks.Callback):
                 signal.signal(signal.SIGTERM, before)
             self._directory.unlock()
 
-    def _place(self, arguments: dict[str, Any], start: Checkpoint | None) -> tuple[dict[str, Any], int, int]:
+    def _place(
+        self, arguments: dict[str, Any], start: Checkpoint | None, per_execution: int
+    ) -> tuple[dict[str, Any], int, int]:
         """Return the arguments of `fit` from `start` on, the steps that are not made again, and the batches to drop."""
         epoch, step = arguments.get("initial_epoch", 0), 0
         if start is not None:
@@ -114,6 +116,11 @@ class Resume(keras.callbacks.Callback):
         in_memory = isinstance(data, Epochs)
         per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if in_memory else _cardinality(data))
         step = min(step, per_epoch or step)  # Keras takes the last call of an epoch for full
+        if step % per_execution and step != per_epoch:
+            raise ValueError(
+                f"The run stands at step {step} of an epoch, which no call of {per_execution} steps ends at. Received: "
+                f"steps_per_execution={per_execution}. Compile with what the run was compiled with."
+            )
         if not in_memory:
             data, dropped = _dataset(data, arguments.get("steps_per_epoch"), epoch, step)
             return arguments | {"x": data}, step, dropped
@@ -218,7 +225,7 @@ def resuming(model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     (resume,) = found
     with resume._running(model) as start:
-        arguments, step, dropped = resume._place(arguments, start)
+        arguments, step, dropped = resume._place(arguments, start, model.steps_per_execution)
         # Behind all others, so that it saves what they have made of a step or an epoch.
         resume._callbacks = _all_callbacks(model, [c for c in callbacks if c is not resume], arguments)
         resume._callbacks.callbacks.append(resume)

@@ -228,6 +228,15 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=[Resume(tmp_path)])
 
 
+def test_another_number_of_steps_per_execution_is_refused_where_it_does_not_fit(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train("dataset", tmp_path, [Interrupt(at=[4])])  # the third step was saved last
+    model = build("dataset")
+    model.compile(model.optimizer, model.loss, metrics=["accuracy"], steps_per_execution=2)
+    with pytest.raises(ValueError, match=r"stands at step 3 of an epoch.*Received: steps_per_execution=2"):
+        fit(model, "dataset", tmp_path, [])
+
+
 def test_two_runs_in_one_directory_are_refused(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.lock()
