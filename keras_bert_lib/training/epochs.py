@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 
@@ -55,7 +56,7 @@ def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> Epochs:
         batch_size: Rows of a batch; the last of an epoch may be smaller.
         shuffle: Whether each epoch has an order of its own.
     """
-    arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    arrays = tf.nest.map_structure(_as_tensor, arrays)
     count = len(tf.nest.flatten(arrays)[0])
 
     def plan(seed):
@@ -65,6 +66,12 @@ def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> Epochs:
     return Epochs(
         -(-count // batch_size), plan, lambda rows: tf.nest.map_structure(lambda a: tf.gather(a, rows), arrays)
     )
+
+
+def _as_tensor(array) -> tf.Tensor:
+    """Floats in Keras's default dtype, as `fit` takes them."""
+    tensor = tf.convert_to_tensor(array)
+    return tf.cast(tensor, keras.config.floatx()) if tensor.dtype.is_floating else tensor
 
 
 def batches_of(rows: tf.Tensor, batch_size: int) -> tf.RaggedTensor:

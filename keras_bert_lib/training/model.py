@@ -23,7 +23,7 @@ _REFUSED = (
     tf.distribute.ParameterServerStrategy,
     tf.distribute.experimental.CentralStorageStrategy,
 )
-_NO_DATA = "There is nothing to train on: the data hold no batch. Look at what filters or shards them."
+_NO_DATA = "The data hold no batch. Look at what filters or shards them."
 
 
 class Model(keras.Model):
@@ -161,7 +161,7 @@ class Model(keras.Model):
         self._non_finite = non_finite
         self._may_skip = self._scales_loss or non_finite == "skip"
 
-    @functools.wraps(keras.Model.fit)
+    @functools.wraps(keras.Model.fit, assigned=())
     def fit(self, *args, **kwargs):
         """`keras.Model.fit`; a `Resume` among the callbacks takes up an interrupted run.
 
@@ -173,15 +173,20 @@ class Model(keras.Model):
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         del arguments["self"]
         with resuming(self, arguments) as arguments, _naming_lost_workers(self.distribute_strategy):
-            self._steps_per_epoch = arguments.get("steps_per_epoch")
-            self._step = self._steps_to_skip % (self._steps_per_epoch or 1)
+            of_outer_fit = self._steps_per_epoch, self._step
+            data, per_epoch = arguments.get("x"), arguments.get("steps_per_epoch")
+            # Of a finite dataset Keras counts the steps, and counts a short call for a full one.
+            is_endless = isinstance(data, tf.data.Dataset) and data.cardinality() < 0
+            self._steps_per_epoch = per_epoch if is_endless else None
+            self._step = self._steps_to_skip % (per_epoch or 1)
             self.step_report = None
             starts_anew = not self.skips_steps and arguments.get("initial_epoch", 0) < arguments.get("epochs", 1)
             try:
                 history = super().fit(**arguments)
             finally:
-                self._steps_per_epoch = None
+                self._steps_per_epoch, self._step = of_outer_fit
             if self.step_report is None and starts_anew:
+                self.train_function = None  # under a strategy, one that was traced on no data finds none later
                 raise ValueError(_NO_DATA)
             return history
 
@@ -225,7 +230,9 @@ class Model(keras.Model):
     def train_step(self, data) -> StepReport:
         """One step on this replica's share `data` of the global batch; runs in replica context."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        metrics = [tf.identity(v.value) for v in self.metrics_variables] if self._may_skip else []
+        changed = [v for v in self.non_trainable_variables if v.dtype.startswith(("float", "bfloat"))]
+        changed += self.metrics_variables if self._may_skip else []
+        before = [tf.identity(variable.value) for variable in changed]
         if self.accumulation_steps == 1:
             gradients, sums, totals = self._gradients(x, y, sample_weight)
         else:
@@ -237,8 +244,8 @@ class Model(keras.Model):
         self._record_loss(sums, totals, x)
         losses = tf.math.divide_no_nan(sums, totals)
         norm, finite, failed = self._apply(gradients, variables, all_finite(losses), tf.reduce_all(finite_data))
-        for variable, before in zip(self.metrics_variables if metrics else [], metrics, strict=True):
-            variable.assign(tf.where(finite, variable.value, before))
+        for variable, value in zip(changed, before, strict=True):
+            variable.assign(tf.where(finite, variable.value, value))
         return StepReport(
             tf.constant(1), tokens[0], tokens[1], norm, losses, finite, failed, *tf.unstack(finite_data), fingerprint(x)
         )
@@ -377,7 +384,7 @@ class Model(keras.Model):
         """Update, if all is finite. Return the gradients' norm, whether all was, and whether training has to stop."""
         optimizer, scale = self.optimizer, self._build_optimizer()
         loss_scale = None if scale is None else tf.convert_to_tensor(scale.value)
-        norm = tf.linalg.global_norm(gradients)
+        norm = tf.linalg.global_norm([tf.cast(gradient, tf.float32) for gradient in gradients])
         finite = tf.logical_and(tf.math.is_finite(norm), finite_losses)
         failed = tf.logical_not(finite)
 
@@ -390,11 +397,11 @@ class Model(keras.Model):
             self._skipped_steps().assign_add(tf.cast(failed, tf.int32))
         if scale is not None:
             scale.update(finite)
-            norm /= tf.cast(loss_scale, norm.dtype)
+            norm /= loss_scale
             failed &= tf.logical_or(loss_scale <= 1.0, tf.logical_not(finite_data))
         # Outside of the cond: the counter is aggregated over the replicas, which takes a merge call.
         optimizer.iterations.assign_add(tf.cast(finite, optimizer.iterations.dtype))
-        return tf.cast(norm, tf.float32), finite, failed & (self._non_finite == "raise")
+        return norm, finite, failed & (self._non_finite == "raise")
 
     def _build_optimizer(self) -> LossScale | None:
         """Make the optimizer's variables, once, and return the loss scale where there is one."""
@@ -509,7 +516,8 @@ class Model(keras.Model):
         """Make all variables before the first step where it needs them: on replicas, inside loops, to keep or restore.
 
         Keras's own reads the first batch by taking its mean over the replicas, which fails for strings, bools, and
-        shares of different sizes.
+        shares of different sizes. Here nothing is read: an iterator that is given up while it prefetches for several
+        devices can take the process with it.
         """
         strategy = self.distribute_strategy
         in_loop = self.accumulation_steps > 1 or self.steps_per_execution > 1
@@ -517,10 +525,7 @@ class Model(keras.Model):
             return
         if iterator is not None:
             _, _, batches = next(iter(iterator))
-            batch = next(iter(batches), None)
-            if batch is None:
-                raise ValueError(_NO_DATA)
-            data_batch = keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], batch)
+            data_batch = keras.tree.map_structure(_first_spec, batches.element_spec)
         with strategy.scope():
             self._symbolic_build(data_batch=data_batch)
             if self.optimizer is not None:
@@ -544,6 +549,11 @@ def _naming_lost_workers(strategy):
 
 def _sum_over_replicas(tensors):
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def _first_spec(spec: tf.TypeSpec) -> tf.TensorSpec | None:
+    """What one replica gets of a part of the data; `None` for a part that is `None`."""
+    return next((s for s in tf.nest.flatten(spec, expand_composites=True) if isinstance(s, tf.TensorSpec)), None)
 
 
 def _batch_size(x):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import functools
 import os
 import random
@@ -26,6 +28,13 @@ _STATEFUL = (
     keras.callbacks.ReduceLROnPlateau,
     keras.callbacks.ModelCheckpoint,
 )
+# Their attributes that count; others are configuration.
+_COUNTERS = {"best", "best_epoch", "best_weights", "cooldown_counter", "stopped_epoch", "wait"} | {
+    "_batches_seen_since_last_saving",
+    "_current_epoch",
+    "_last_batch_seen",
+    "epochs_since_last_save",
+}
 _TERMINATED = 128 + signal.SIGTERM  # exit status of a process that a signal ended, by the shell's convention
 
 
@@ -34,10 +43,12 @@ class Resume(keras.callbacks.Callback):
 
     The run goes on with the losses, bit for bit, of one that was never stopped: weights, optimizer, loss scale,
     metrics, epoch and step, seeds of dropout, the global random states of Python and NumPy, the histories, the counters
-    of `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint`, and the position in the data.
+    of `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint`, and the position in the data. Not saved are the
+    states of `tf.random`, of `keras.random` without a seed, and of other callbacks; and of weights that differ between
+    replicas, as the statistics of `BatchNormalization`, those of the first replica alone.
 
     - Texts of a task and arrays are shuffled by a seed that is saved, and are taken up at the next batch.
-    - A `tf.data.Dataset` has to give the same batches again: shuffle it with a `seed`, or call
+    - A `tf.data.Dataset` has to be made anew, and to give the same batches again: shuffle it with a `seed`, or call
       `keras.utils.set_random_seed` first. The batches of the broken epoch that were trained on are read and dropped,
       and it is an error if the last of them is another one than then.
 
@@ -45,16 +56,17 @@ class Resume(keras.callbacks.Callback):
     a warning and passed over. If the disk is full, training goes on and older checkpoints stay. SIGTERM saves at the
     end of the step and exits with status 143, as a process that the signal ended, so that a scheduler starts it again.
 
-    Under `MultiWorkerMirroredStrategy` the first worker writes, and all read: the directory must be shared. Gradient
-    accumulation (`compile(accumulation_steps=)`) is inside one step and leaves nothing to save.
+    Under `MultiWorkerMirroredStrategy` the first worker writes, and all read: the directory must be shared. After
+    SIGTERM to any of them all exit behind the next checkpoint that is due. Gradient accumulation
+    (`compile(accumulation_steps=)`) is inside one step and leaves nothing to save.
 
     Args:
-        directory: Of this run alone; made if it is not there.
+        directory: Of this run alone, in a file system; made if it is not there.
         every: Steps between two checkpoints. One is written at the end of each epoch in any case.
         keep: Number of checkpoints that stay, at least 2.
     Raises:
-        ValueError: if `every` is not positive, if `keep` is below 2, or, from `fit`, if the checkpoint is of another
-            model, or the data cannot be taken up again.
+        ValueError: if `every` is not positive, if `keep` is below 2, if the directory is a URL, or, from `fit`, if the
+            checkpoint is of another model, or the data cannot be taken up again.
         RuntimeError: from `fit`, if another run uses the directory.
     Example:
     >>> import tempfile
@@ -76,6 +88,7 @@ class Resume(keras.callbacks.Callback):
         self._every = every
         self._directory = RunDirectory(directory, keep)
         self._start = None  # the checkpoint that the run starts from
+        self._per_epoch = None  # number of steps, where it is known
         self._seed = None  # of the order of the data, where it has one
         self._fingerprint = 0  # of the last batch
         self._callbacks = None  # all of the run
@@ -94,15 +107,16 @@ class Resume(keras.callbacks.Callback):
         before = signal.signal(signal.SIGTERM, self._on_sigterm) if listens else None
         try:
             self._start = self._directory.newest()
+            _check_agreement(model, self._start)
             yield self._start
+            if self._terminated:  # at a moment at which there was nothing to save
+                raise SystemExit(_TERMINATED)
         finally:
             if listens:
-                signal.signal(signal.SIGTERM, before)
+                signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
             self._directory.unlock()
 
-    def _place(
-        self, arguments: dict[str, Any], start: Checkpoint | None, per_execution: int
-    ) -> tuple[dict[str, Any], int, int]:
+    def _place(self, model, arguments: dict[str, Any], start: Checkpoint | None) -> tuple[dict[str, Any], int, int]:
         """Return the arguments of `fit` from `start` on, the steps that are not made again, and the batches to drop."""
         epoch, step = arguments.get("initial_epoch", 0), 0
         if start is not None:
@@ -114,23 +128,19 @@ class Resume(keras.callbacks.Callback):
             arguments = arguments | _epochs_of_arrays(arguments)
         data = arguments["x"]
         in_memory = isinstance(data, Epochs)
-        per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if in_memory else _cardinality(data))
-        step = min(step, per_epoch or step)  # Keras takes the last call of an epoch for full
-        if step % per_execution and step != per_epoch:
-            raise ValueError(
-                f"The run stands at step {step} of an epoch, which no call of {per_execution} steps ends at. Received: "
-                f"steps_per_execution={per_execution}. Compile with what the run was compiled with."
-            )
+        self._per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if in_memory else _cardinality(data))
+        if start is not None:
+            step = min(step, self._per_epoch or step)  # Keras takes the last call of an epoch for full
+            _check_data(start, in_memory, self._per_epoch, step, model.steps_per_execution)
         if not in_memory:
+            if start is None:
+                epoch = 0  # a new run begins at the first batch, whatever the number of its first epoch
             data, dropped = _dataset(data, arguments.get("steps_per_epoch"), epoch, step)
             return arguments | {"x": data}, step, dropped
-        if start is not None and start.facts["seed"] is None:
-            raise ValueError(
-                "The run in the directory of Resume was fed by a tf.data.Dataset, whose order is another one. "
-                "Received: texts or arrays. Pass the dataset, or give this run a directory of its own."
-            )
-        data.seed = self._seed = start.facts["seed"] if start else data.seed
-        return arguments | _epochs(arguments, epoch, step), step, 0
+        data.seed = start.facts["seed"] if start else data.seed
+        arguments = arguments | _epochs(model, arguments, epoch, step)
+        self._seed = data.seed
+        return arguments, step, 0
 
     def _on_sigterm(self, signum, frame):
         self._terminated = True
@@ -151,47 +161,56 @@ class Resume(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._steps = epoch, 0
-        if self._start is not None:
+        if self._start is not None and self._start.facts["step"]:
+            # Once more, and now the metrics, too: Keras has set them back, and other callbacks have begun an epoch
+            # that had begun already.
             self._steps, self._fingerprint = self._start.facts["step"], self._start.facts["fingerprint"]
-            if self._steps:  # else the epoch is new, and Keras has just set the metrics back
-                _restore_metrics(self.model, self._start.tensors)
+            _restore(self.model, self._callbacks, self._start)
+            _restore_metrics(self.model, self._start.tensors)
         self._start = None
 
     def on_train_batch_end(self, batch, logs=None):
         before, self._steps = self._steps, batch + 1
         self._fingerprint = self.model.step_report.fingerprint
-        if self._terminated or before // self._every < self._steps // self._every:
+        is_due = before // self._every < self._steps // self._every
+        if is_due or (self._terminated and not _has_peers(self.model)):
             self._save(self._epoch, self._steps)
 
     def on_test_begin(self, logs=None):
         self._metrics_before_test = _metrics(self.model)  # validation takes the variables for its own
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._terminated:
+        if self._terminated and not _has_peers(self.model):
             self.model.stop_evaluating = True
 
     def on_test_end(self, logs=None):
-        if self._terminated:  # all steps of the epoch are made: the next process begins with the validation
+        if self._terminated and not _has_peers(self.model):
+            # All steps of the epoch are made: the next process begins with the validation.
             self._save(self._epoch, self._steps)
         self._metrics_before_test = None
 
     def on_epoch_end(self, epoch, logs=None):
-        self._save(epoch + 1, 0)
+        self._save(epoch + 1, 0, has_ended=self.model.stop_training)
 
-    def _save(self, epoch, step):
-        tensors = _weights(self.model) | (self._metrics_before_test or _metrics(self.model))
-        facts = {
-            "epoch": epoch,
-            "step": step,
-            "seed": self._seed,
-            "fingerprint": int(self._fingerprint),
-            "has_ended": self.model.stop_training,
-            **_random_states(),
-        }
-        states, arrays = _callback_states(self._callbacks)
-        # Read by all workers, since reading a metric takes all; written by one of them.
+    def _save(self, epoch, step, has_ended=False):
+        # Of all workers, since reading a metric takes all, and so does the decision to end.
+        metrics = self._metrics_before_test or _metrics(self.model)
+        if _has_peers(self.model):
+            flags = self.model.distribute_strategy.gather(tf.constant([int(self._terminated)]), axis=0)
+            self._terminated = bool(tf.reduce_any(flags > 0))
         if self._writes:
-            self._directory.save(self.model.count_steps(), Checkpoint(tensors | arrays, facts | {"callbacks": states}))
+            facts = {
+                "epoch": epoch,
+                "step": step,
+                "steps_per_epoch": self._per_epoch,
+                "seed": self._seed,
+                "fingerprint": int(self._fingerprint),
+                "has_ended": has_ended,
+                **_random_states(),
+            }
+            states, arrays = _callback_states(self._callbacks)
+            tensors = _weights(self.model) | metrics | arrays
+            self._directory.save(self.model.count_steps(), Checkpoint(tensors, facts | {"callbacks": states}))
         if self._terminated:
             raise SystemExit(_TERMINATED)
 
@@ -221,11 +240,11 @@ def resuming(model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"One `Resume` keeps all state of a run. Received: {len(found)} of them.")
     if not found:
         first = arguments.get("initial_epoch", 0)
-        yield arguments | (_epochs(arguments, first, 0) if isinstance(arguments.get("x"), Epochs) else {})
+        yield arguments | (_epochs(model, arguments, first, 0) if isinstance(arguments.get("x"), Epochs) else {})
         return
     (resume,) = found
     with resume._running(model) as start:
-        arguments, step, dropped = resume._place(arguments, start, model.steps_per_execution)
+        arguments, step, dropped = resume._place(model, arguments, start)
         # Behind all others, so that it saves what they have made of a step or an epoch.
         resume._callbacks = _all_callbacks(model, [c for c in callbacks if c is not resume], arguments)
         resume._callbacks.callbacks.append(resume)
@@ -258,13 +277,48 @@ def _drop(model, count: int, start: Checkpoint | None, iterator) -> None:
     if int(fingerprint(keras.utils.unpack_x_y_sample_weight(share)[0])) != start.facts["fingerprint"]:
         raise ValueError(
             "The dataset gives other batches than in the run that is to be resumed, which cannot go on as if it had "
-            "not been stopped. Shuffle with a `seed`, or call keras.utils.set_random_seed before the dataset is made."
+            "not been stopped. Make the dataset anew for each call of fit, and shuffle with a `seed`, or call "
+            "keras.utils.set_random_seed before it is made."
         )
 
 
-def _epochs(arguments: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
+def _check_agreement(model, start: Checkpoint | None) -> None:
+    """See that all workers start from the same checkpoint."""
+    if not _has_peers(model):
+        return
+    place = [-1, -1] if start is None else [start.facts["epoch"], start.facts["step"]]
+    places = model.distribute_strategy.gather(tf.constant([place]), axis=0).numpy().tolist()
+    if any(other != place for other in places):
+        raise RuntimeError(
+            f"All workers must read the same directory of Resume. They found checkpoints of epochs and steps {places}, "
+            "-1 where none. Share the directory, or wait until its files are everywhere."
+        )
+
+
+def _check_data(start: Checkpoint, in_memory: bool, per_epoch: int | None, step: int, per_execution: int) -> None:
+    facts = start.facts
+    if in_memory and facts["seed"] is None:
+        raise ValueError(
+            "The run in the directory of Resume was fed by a tf.data.Dataset, whose order is another one. "
+            "Received: texts or arrays. Pass the dataset, or give this run a directory of its own."
+        )
+    if facts["steps_per_epoch"] != per_epoch:
+        raise ValueError(
+            f"The run in the directory of Resume has {facts['steps_per_epoch']} steps an epoch. Received data with "
+            f"{per_epoch}. Pass the same data in batches of the same size, or give this run a directory of its own."
+        )
+    if step % per_execution and step != per_epoch:
+        raise ValueError(
+            f"The run stands at step {step} of an epoch, which no call of {per_execution} steps ends at. Received: "
+            f"steps_per_execution={per_execution}. Compile with what the run was compiled with."
+        )
+
+
+def _epochs(model, arguments: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
     """What changes of the arguments of `fit` on `Epochs` that start at a step of an epoch."""
     data = arguments["x"]
+    if _has_peers(model):  # each has drawn a seed, and each takes its share of the same batches
+        data.seed = int(model.distribute_strategy.gather(tf.constant([data.seed]), axis=0)[0])
     per_epoch = arguments.get("steps_per_epoch") or data.num_batches
     return {"x": data.dataset(epoch * per_epoch + step), "steps_per_epoch": per_epoch}
 
@@ -277,7 +331,13 @@ def _dataset(data: tf.data.Dataset, per_epoch: int | None, epoch: int, step: int
     if per_epoch is None:
         iterators, dropped = epoch, step
     else:  # one iterator goes through as many epochs as it holds
-        iterators, dropped = divmod(epoch * per_epoch, _cardinality(data) or tf.int64.max)
+        count = _cardinality(data) or tf.int64.max
+        if count < tf.int64.max and count % per_epoch:
+            raise ValueError(
+                f"`steps_per_epoch` must divide the number of batches, so that each epoch is whole. Received: "
+                f"steps_per_epoch={per_epoch} for {count} batches. Call `dataset.repeat()`."
+            )
+        iterators, dropped = divmod(epoch * per_epoch, count)
         dropped += step
     for _ in range(iterators):
         iter(data)
@@ -301,25 +361,44 @@ def _epochs_of_arrays(arguments: dict[str, Any]) -> dict[str, Any]:
     arrays = tuple(arguments.get(name) for name in ("x", "y", "sample_weight"))
     while len(arrays) > 1 and arrays[-1] is None:
         arrays = arrays[:-1]
-    if not all(hasattr(leaf, "shape") and leaf.shape for leaf in keras.tree.flatten(arrays)):
+    if not all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in tf.nest.flatten(arrays)) or any(
+        isinstance(leaf, tf.RaggedTensor | tf.SparseTensor) for leaf in tf.nest.flatten(arrays)
+    ):
         raise ValueError(
-            "Resume takes up texts of a task, arrays, and a tf.data.Dataset. Received: "
+            "Resume takes up texts of a task, dense arrays, and a tf.data.Dataset. Received: "
             f"x={type(arguments.get('x')).__name__}, whose position cannot be found again. Make it a tf.data.Dataset."
         )
-    if arguments.get("validation_split"):
+    if arguments.get("validation_split") and not arguments.get("validation_data"):
         raise ValueError("Resume does not go with `validation_split` of arrays. Pass `validation_data`.")
-    data = epochs_of_arrays(arrays, arguments.get("batch_size") or 32, arguments.get("shuffle", True))
-    return {"x": data, "y": None, "sample_weight": None, "batch_size": None, "shuffle": False}
+    size = arguments.get("batch_size") or 32
+    return {
+        "x": epochs_of_arrays(arrays, size, arguments.get("shuffle", True)),
+        "y": None,
+        "sample_weight": None,
+        "batch_size": None,
+        "validation_batch_size": arguments.get("validation_batch_size") or size,
+        "shuffle": False,
+    }
+
+
+def _has_peers(model) -> bool:
+    """Whether other processes train the same model."""
+    return isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _variables(model) -> dict[str, keras.Variable]:
-    """Variables of model and optimizer. Keras numbers its names anew in each process, so that the numbers go."""
+    """Variables of model and optimizer."""
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
     return {
-        f"{group} {index} {re.sub(r'_[0-9]+(?=[/_]|$)', '', variable.path)}": variable
+        f"{group} {index} {_plain(variable.path)}": variable
         for group, variables in groups.items()
         for index, variable in enumerate(variables)
     }
+
+
+def _plain(path: str) -> str:
+    """A variable's path without the numbers that Keras gives to what has no name of its own."""
+    return re.sub(r"_[0-9]+(?=[/_]|$)", "", path)
 
 
 def _weights(model) -> dict[str, np.ndarray]:
@@ -331,19 +410,33 @@ def _metrics(model) -> dict[str, np.ndarray]:
     strategy, states = model.distribute_strategy, {}
     for index, variable in enumerate(model.metrics_variables):
         state = tf.stack(strategy.experimental_local_results(variable.value))
-        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        if _has_peers(model):
             state = strategy.gather(state, axis=0)
-        states[f"metric {index} {variable.name}"] = state.numpy()
+        states[_metric_key(index, variable)] = state.numpy()
     return states
+
+
+def _metric_key(index: int, variable: keras.Variable) -> str:
+    return f"metric {index} {_plain(variable.path)}"
 
 
 def _restore_metrics(model, tensors: dict[str, np.ndarray]) -> None:
     strategy = model.distribute_strategy
+    ours = {
+        _metric_key(index, variable): (strategy.num_replicas_in_sync, *variable.shape)
+        for index, variable in enumerate(model.metrics_variables)
+    }
+    theirs = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("metric ")}
+    if ours != theirs:
+        raise ValueError(
+            "In the middle of an epoch a run goes on with the metrics and on the number of replicas that it had. "
+            f"Received: states of metrics {sorted(ours.items())}; in the checkpoint: {sorted(theirs.items())}."
+        )
     for index, variable in enumerate(model.metrics_variables):
         values = strategy.experimental_local_results(variable.value)
         resolver = strategy.cluster_resolver
         first = (resolver.task_id or 0) * len(values) if resolver else 0
-        for value, state in zip(values, tensors[f"metric {index} {variable.name}"][first:], strict=False):
+        for value, state in zip(values, tensors[_metric_key(index, variable)][first:], strict=False):
             value.assign(state)
 
 
@@ -352,23 +445,28 @@ def _random_states() -> dict[str, Any]:
     return {"python_random": random.getstate(), "numpy_random": [kind, keys.tolist(), *rest]}
 
 
-def _callback_states(callbacks: _Callbacks) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """What the callbacks keep: as JSON, and the arrays among it by name."""
-    states, arrays = [], {}
-    for index, callback in enumerate(_stateful(callbacks)):
-        states.append({})
-        for name, value in vars(callback).items():
-            if isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
-                arrays |= {f"callback {index} {name} {i}": array for i, array in enumerate(value)}
-            elif isinstance(value, bool | int | float | str | None | np.number):
-                states[-1][name] = value.item() if isinstance(value, np.number) else value
+def _callback_states(callbacks: _Callbacks) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the callbacks count: as JSON by the name of the callback, and the arrays among it."""
     history = callbacks._history
-    logs = {name: [float(value) for value in values] for name, values in history.history.items()}
-    return [{"epoch": list(history.epoch), "history": logs}, *states], arrays
+    logs = {name: [np.asarray(value).tolist() for value in values] for name, values in history.history.items()}
+    states, arrays = {"History": {"epoch": list(history.epoch), "history": logs}}, {}
+    for name, callback in _stateful(callbacks).items():
+        counters = {key: value for key, value in vars(callback).items() if key in _COUNTERS}
+        best = counters.pop("best_weights", None) or []
+        arrays |= {f"callback {name} {index:06d}": array for index, array in enumerate(best)}
+        states[name] = {key: np.asarray(value).tolist() for key, value in counters.items() if value is not None}
+    return states, arrays
 
 
-def _stateful(callbacks: _Callbacks) -> list[keras.callbacks.Callback]:
-    return [callback for callback in callbacks.callbacks if isinstance(callback, _STATEFUL)]
+def _stateful(callbacks: _Callbacks) -> dict[str, keras.callbacks.Callback]:
+    """The callbacks that count, by class and number."""
+    numbers, found = collections.Counter(), {}
+    for callback in callbacks.callbacks:
+        if isinstance(callback, _STATEFUL):
+            kind = type(callback).__name__
+            found[f"{kind}_{numbers[kind]}"] = callback
+            numbers[kind] += 1
+    return found
 
 
 def _restore(model, callbacks: _Callbacks, checkpoint: Checkpoint) -> None:
@@ -380,13 +478,11 @@ def _restore(model, callbacks: _Callbacks, checkpoint: Checkpoint) -> None:
     version, state, gauss = facts["python_random"]
     random.setstate((version, tuple(state), gauss))
     np.random.set_state(tuple(facts["numpy_random"]))
-    history, *states = facts["callbacks"]
-    vars(callbacks._history).update(history)
-    for index, (callback, state) in enumerate(zip(_stateful(callbacks), states, strict=False)):
-        vars(callback).update(state)
-        for name in [name for name in tensors if name.startswith(f"callback {index} ")]:
-            _, _, attribute, _ = name.split(" ")
-            vars(callback)[attribute] = [*(vars(callback)[attribute] or []), tensors[name]]
+    vars(callbacks._history).update(copy.deepcopy(facts["callbacks"]["History"]))
+    for name, callback in _stateful(callbacks).items():
+        vars(callback).update(facts["callbacks"].get(name, {}))
+        if best := sorted(key for key in tensors if key.startswith(f"callback {name} ")):
+            callback.best_weights = [tensors[key] for key in best]
 
 
 def _check(variables: dict[str, keras.Variable], tensors: dict[str, np.ndarray]) -> None:

@@ -43,7 +43,12 @@ class RunDirectory:
             raise ValueError(
                 f"`keep` must be at least 2, so that there is one more if the newest is damaged. Received: {keep}."
             )
-        self.path = pathlib.Path(path)
+        if "://" in os.fspath(path):
+            raise ValueError(
+                f"The directory must be a path of a file system. Received: {os.fspath(path)!r}. Mount the storage, and "
+                "pass the path of the mount."
+            )
+        self.path = pathlib.Path(path).absolute()  # whatever the process changes to
         self._keep = keep
         self._lock = None
 
@@ -52,10 +57,14 @@ class RunDirectory:
 
         Raises:
             RuntimeError: if another run has it.
+        NotADirectoryError: if it is a file.
         """
         import fcntl  # not on Windows
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(f"The directory of a run is a file: {self.path}. Choose another path.") from None
         file = open(self.path / "lock", "a+")  # noqa: SIM115 - open as long as the lock is held
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,6 +76,7 @@ class RunDirectory:
                 f"Another run is writing to {self.path} (process {owner}). Wait until it ends, or give each run a "
                 "directory of its own."
             ) from None
+        os.register_at_fork(after_in_child=file.close)  # a child that lives on would hold the lock
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -103,7 +113,7 @@ class RunDirectory:
             newest = max((p.name for p in self._files()), default="none")
             warnings.warn(
                 f"The checkpoint {path} could not be written: {error}. Training goes on; the newest checkpoint is "
-                f"{newest}. Make room on the disk.",
+                f"{newest}. Look at the disk: is it full?",
                 stacklevel=2,
             )
             return False

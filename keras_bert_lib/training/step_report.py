@@ -77,14 +77,20 @@ def fingerprint(x) -> tf.Tensor:
             values = tf.bitcast(values, {2: tf.int16, 4: tf.int32, 8: tf.int64}[values.dtype.size])
         return tf.reshape(tf.cast(values, tf.int64), [-1])
 
-    values = tf.concat([as_integers(leaf) for leaf in tf.nest.flatten(x, expand_composites=True)], axis=0)
+    values = tf.concat([as_integers(leaf) for leaf in _tensors(x)], axis=0)
     places = tf.range(1, tf.size(values, tf.int64) + 1)  # so that the order counts
     return tf.reduce_sum(values * (places * 0x9E3779B97F4A7C1 + 1))
 
 
+def _tensors(structure) -> list[tf.Tensor]:
+    """All tensors in a structure, those of ragged and sparse ones too; data may have parts that are `None`."""
+    leaves = tf.nest.flatten(structure, expand_composites=True)
+    return [tf.convert_to_tensor(leaf) for leaf in leaves if leaf is not None]
+
+
 def all_finite(structure) -> tf.Tensor:
     """bool scalar; of the floating-point tensors in `structure`."""
-    leaves = [leaf for leaf in tf.nest.flatten(structure) if getattr(leaf, "dtype", tf.string).is_floating]
+    leaves = [leaf for leaf in _tensors(structure) if leaf.dtype.is_floating]
     return tf.reduce_all([tf.constant(True), *(tf.reduce_all(tf.math.is_finite(leaf)) for leaf in leaves)])
 
 
@@ -110,7 +116,7 @@ def non_finite_error(report: StepReport, update: int, losses: Sequence[str], var
     if not report.finite_sample_weights:
         causes.append("The sample weights hold values that are not finite.")
     if broken := [v.path for v in variables if v.dtype.startswith(("float", "bfloat")) and not _is_finite(v)]:
-        causes.append(f"These weights were not finite before the step: {_list(broken)}.")
+        causes.append(f"These weights are not finite: {_list(broken)}.")
     if not causes:
         causes.append(
             "Labels, sample weights and all weights of the model are finite: look at the inputs, the "

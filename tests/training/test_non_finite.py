@@ -1,5 +1,7 @@
 """A step that is not finite is named, and stops training or is left out; it is never applied."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -77,7 +79,9 @@ def test_weights_that_are_not_finite_are_named():
     model = compiled()
     kernel, bias = model.get_weights()
     model.set_weights([poisoned(kernel.reshape(3, 1)[[0] * 7])[4:], bias])
-    with pytest.raises(FloatingPointError, match=r"update 0: loss is nan\. These weights .*: scores/kernel\."):
+    with pytest.raises(
+        FloatingPointError, match=r"update 0: loss is nan\. These weights are not finite: scores/kernel\."
+    ):
         fit(model)
 
 
@@ -102,6 +106,42 @@ def test_no_step_follows_the_one_that_failed(steps_per_execution):
     with pytest.raises(FloatingPointError, match="update 1"):
         fit(model, y=poisoned(Y))
     assert model.optimizer.iterations.numpy() == 1
+
+
+@pytest.mark.parametrize("non_finite", ["raise", "skip"])
+def test_what_the_forward_pass_moves_is_moved_back(scope, non_finite):
+    def build():
+        keras.utils.set_random_seed(0)
+        x = keras.Input((3,))
+        model = Model(x, keras.layers.Dense(1)(keras.layers.BatchNormalization()(x)))
+        model.compile("sgd", "mse", non_finite=non_finite)
+        return model
+
+    with scope:
+        model = build()
+    x = poisoned(X)[SIZE : 2 * SIZE]
+    with contextlib.suppress(FloatingPointError):
+        model.fit(x, Y[:SIZE], batch_size=SIZE, verbose=0)
+    for ours, theirs in zip(model.get_weights(), build().get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_large_gradients_in_float16_are_finite():
+    keras.config.set_dtype_policy("float16")
+    x = keras.Input((3,))
+    model = Model(x, keras.layers.Dense(1)(x))
+    keras.config.set_dtype_policy("float32")
+    model.compile(keras.optimizers.SGD(1e-4), "mse", auto_scale_loss=False)
+    model.fit(np.full((4, 3), 100.0), np.full((4, 1), 200.0), verbose=0)  # a norm whose square is no float16
+    assert 256 < float(model.step_report.gradient_norm) < np.inf
+
+
+def test_parts_of_the_data_may_be_none_or_sparse():
+    a = keras.Input((3,), name="a")
+    model = Model({"a": a, "b": keras.Input((1,), name="b", optional=True)}, keras.layers.Dense(1)(a))
+    model.compile("sgd", "mse")
+    fit(model, x={"a": X, "b": None})
+    assert model.optimizer.iterations.numpy() == ROWS // SIZE
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 4])

@@ -139,6 +139,15 @@ def test_sigterm_during_validation_leaves_what_validation_borrows(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_sigterm_when_there_is_nothing_to_save_is_not_lost(tmp_path):
+    class Terminate(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        train("dataset", tmp_path, [Terminate()], epochs=1)
+
+
 def test_a_run_that_was_stopped_early_is_not_made_again(tmp_path):
     class Stop(keras.callbacks.Callback):
         epochs = 0
@@ -167,29 +176,125 @@ def test_a_dataset_in_another_order_is_noticed(tmp_path):
     run(seed=1)
 
 
-def test_counters_of_callbacks_and_global_random_states_go_on(tmp_path):
-    def run(callbacks, epochs, directory):
-        inputs = keras.Input((1,))
-        model = Model(inputs, keras.layers.Dense(1)(inputs))
-        model.compile(keras.optimizers.SGD(0.0), "mse")
-        keras.utils.set_random_seed(0)
-        model.fit(np.ones((4, 1)), np.ones((4, 1)), epochs=epochs, verbose=0, callbacks=[*callbacks, Resume(directory)])
-        return model
+def deep_model(**compile_arguments):
+    """A model of more than ten variables that is easily trained."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((2,))
+    for _ in range(6):
+        x = keras.layers.Dense(2)(x)
+    model = Model(inputs, x)
+    model.compile(**{"optimizer": keras.optimizers.SGD(0.01), "loss": "mse", **compile_arguments})
+    return model
 
-    class Draw(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            draws.append((epoch, random.random(), np.random.rand()))
 
-    draws = []
-    run([Draw()], 4, tmp_path / "whole")
-    whole, draws = draws, []
-    for epochs in (2, 4):
-        stopping = keras.callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True)
-        run([Draw(), stopping], epochs, tmp_path / "parts")
-    assert draws == whole
-    assert stopping.wait == 3  # counted in both parts
-    assert stopping.stopped_epoch == 3
-    assert stopping.best_weights is not None
+ROWS = np.random.default_rng(0).normal(size=(24, 2)).astype("float32")
+
+
+def fit_rows(model, directory, *callbacks, epochs=4, **arguments):
+    data = {"x": ROWS, "y": ROWS[:, ::-1], "batch_size": 4, "shuffle": False, "verbose": 0}
+    return model.fit(**{**data, **arguments}, epochs=epochs, callbacks=[*callbacks, Resume(directory, every=1)])
+
+
+class KillAt(keras.callbacks.Callback):
+    """Ends the training at a step of the second epoch, and records learning rates and what random generators give."""
+
+    def __init__(self, step=None):
+        super().__init__()
+        self.step, self.records = step, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.records.append((epoch, random.random(), np.random.rand()))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.records.append((self.epoch, batch, float(self.model.optimizer.learning_rate.numpy())))
+        if (self.epoch, batch) == (1, self.step):
+            raise KeyboardInterrupt
+
+
+def test_what_other_callbacks_did_at_the_begin_of_an_epoch_counts_once(tmp_path):
+    def callbacks(step=None):
+        return keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5), KillAt(step)
+
+    schedule, whole = callbacks()
+    fit_rows(deep_model(), tmp_path / "whole", schedule, whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit_rows(deep_model(), tmp_path / "parts", *callbacks(step=2))
+    schedule, parts = callbacks()
+    fit_rows(deep_model(), tmp_path / "parts", schedule, parts)
+    assert parts.records[1:] == whole.records[-len(parts.records) + 1 :]  # but for the begin that came twice
+
+
+def test_counters_of_callbacks_go_on_and_their_configuration_is_the_new_one(tmp_path):
+    def callbacks(name):
+        return (
+            keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=10.0, min_lr=1e-6),
+            keras.callbacks.EarlyStopping("loss", patience=3, min_delta=10.0, restore_best_weights=True),
+            keras.callbacks.ModelCheckpoint(str(tmp_path / f"{name}.keras"), monitor="loss", save_best_only=True),
+        )
+
+    *whole, _ = callbacks("whole")
+    expected = fit_rows(deep_model(), tmp_path / "whole", *whole, _, epochs=9)
+    with pytest.raises(KeyboardInterrupt):
+        fit_rows(deep_model(), tmp_path / "parts", *callbacks("first"), KillAt(3), epochs=9)
+    *parts, _ = callbacks("second")
+    history = fit_rows(deep_model(), tmp_path / "parts", *parts, _, epochs=9)
+    assert history.history == expected.history
+    assert history.history["learning_rate"][-1] < 0.01
+    assert (parts[1].wait, parts[1].stopped_epoch) == (whole[1].wait, whole[1].stopped_epoch) == (3, 3)
+    assert len(whole[1].best_weights) == 12
+    for ours, theirs in zip(parts[1].best_weights, whole[1].best_weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (tmp_path / "second.keras").exists()
+
+
+def test_a_run_that_was_changed_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit_rows(deep_model(metrics=["mae"]), tmp_path, KillAt(2))
+    with pytest.raises(ValueError, match=r"has 6 steps an epoch\. Received data with 3\. Pass the same data"):
+        fit_rows(deep_model(metrics=["mae"]), tmp_path, batch_size=8)
+    with pytest.raises(ValueError, match=r"goes on with the metrics .*Received: .*mean_absolute_percentage"):
+        fit_rows(deep_model(metrics=["mape"]), tmp_path)
+    with pytest.raises(ValueError, match=r"goes on with the metrics"):
+        fit_rows(deep_model(metrics=["mae", "mape"]), tmp_path)
+    fit_rows(deep_model(metrics=["mae"]), tmp_path)
+
+
+def test_a_metric_of_several_numbers_is_kept(tmp_path):
+    class Largest(keras.metrics.Metric):
+        def __init__(self):
+            super().__init__(name="largest")
+            self.values = self.add_variable((2,), "zeros", name="values")
+
+        def update_state(self, y, y_pred, sample_weight=None):
+            self.values.assign(keras.ops.maximum(self.values, keras.ops.max(y, axis=0)))
+
+        def result(self):
+            return self.values
+
+    for epochs in (1, 2):
+        history = fit_rows(deep_model(metrics=[Largest()]), tmp_path, epochs=epochs)
+    np.testing.assert_allclose(np.array(history.history["largest"]), [ROWS[:, ::-1].max(axis=0)] * 2)
+
+
+def test_a_new_run_may_count_its_epochs_from_another_number(tmp_path):
+    dataset = tf.data.Dataset.from_tensor_slices((ROWS, ROWS)).batch(4).repeat()
+    model = deep_model()
+    data = {"x": dataset, "y": None, "batch_size": None, "steps_per_epoch": 3}
+    history = fit_rows(model, tmp_path, epochs=4, initial_epoch=2, **data)
+    assert history.epoch == [2, 3]
+    assert model.optimizer.iterations.numpy() == 6
+
+
+def test_validation_has_the_batch_size_of_the_training(tmp_path):
+    class Sizes(keras.callbacks.Callback):
+        batches = 0
+
+        def on_test_batch_end(self, batch, logs=None):
+            Sizes.batches += 1
+
+    fit_rows(deep_model(), tmp_path, Sizes(), epochs=1, validation_data=(ROWS, ROWS))
+    assert Sizes.batches == 6
 
 
 # --- The directory
@@ -208,7 +313,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
         with pytest.warns(UserWarning, match=rf"{newest.name} is damaged"), pytest.raises(KeyboardInterrupt):
             train("dataset", tmp_path / "run", [callback])
         ((key, values),) = callback.losses.items()
-        assert key[1] == int(re.search("[0-9]+", before.stem)[0]) or key[1] <= 8
+        assert key == (0, int(re.search("[0-9]+", before.stem)[0]))
         assert values == whole.losses[key]
         newest.write_bytes(contents)
 
@@ -221,7 +326,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     message = (
         r"of another model or optimizer: .*embeddings.*\(9, 8\).* in the checkpoint, not in the model.*and \d+ more"
     )
-    dataset = tf.data.Dataset.from_tensors((np.ones((4, 1)), np.ones((4, 1))))
+    dataset = tf.data.Dataset.from_tensors((np.ones((4, 1)), np.ones((4, 1)))).repeat(15)
     with pytest.raises(ValueError, match=message):
         model.fit(dataset, shuffle=False, verbose=0, callbacks=[Resume(tmp_path)])
     with pytest.raises(ValueError, match=r"was fed by a tf\.data\.Dataset.*Received: texts or arrays"):
@@ -244,6 +349,36 @@ def test_two_runs_in_one_directory_are_refused(tmp_path):
         train("dataset", tmp_path, [])
     directory.unlock()
     train("dataset", tmp_path, [], epochs=1)
+
+
+def test_a_child_that_outlives_its_parent_does_not_hold_the_directory(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.lock()
+    ready, end = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(ready[1], b"x")
+        os.read(end[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    directory.unlock()
+    again = RunDirectory(tmp_path)
+    again.lock()  # fails while the child has the file open
+    again.unlock()
+    os.write(end[1], b"x")
+    os.waitpid(child, 0)
+    for descriptor in ready + end:
+        os.close(descriptor)
+
+
+def test_a_process_may_change_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = RunDirectory("run")
+    directory.lock()
+    monkeypatch.chdir("/")
+    assert directory.save(1, Checkpoint({}, {}))
+    assert (tmp_path / "run" / "checkpoint-000000000001.safetensors").exists()
+    directory.unlock()
 
 
 def test_a_full_disk_keeps_the_checkpoints_that_there_are(tmp_path):
@@ -297,6 +432,18 @@ def test_bad_arguments_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"x=generator, whose position cannot be found again\. Make it a tf\.data"):
         model.fit(endless(), steps_per_epoch=2, callbacks=[Resume(tmp_path)])
+    with pytest.raises(ValueError, match=r"must be a path of a file system\. Received: 'gs://bucket/run'"):
+        Resume("gs://bucket/run")
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NotADirectoryError, match="The directory of a run is a file"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), callbacks=[Resume(file)])
+    ragged = tf.ragged.constant([[1.0], [2.0]])
+    with pytest.raises(ValueError, match=r"dense arrays, and a tf\.data\.Dataset\. Received: x=RaggedTensor"):
+        model.fit(ragged, np.ones(2), callbacks=[Resume(tmp_path)])
+    finite = tf.data.Dataset.from_tensors((np.ones((4, 1)), np.ones((4, 1)))).repeat(10)
+    with pytest.raises(ValueError, match="Received: steps_per_epoch=4 for 10 batches"):
+        model.fit(finite, steps_per_epoch=4, callbacks=[Resume(tmp_path)])
     with pytest.raises(ValueError, match="does not go with `validation_split` of arrays"):
         model.fit(np.ones((4, 1)), np.ones((4, 1)), validation_split=0.5, callbacks=[Resume(tmp_path)])
     stock = keras.Model(inputs, keras.layers.Dense(1)(inputs))
@@ -387,6 +534,11 @@ def test_workers_go_on_after_one_was_killed(tmp_path):
     expected = {tuple(line[:2]): line for line in lines(tmp_path / "whole", "log0")}
 
     folder = tmp_path / "parts"
+    with workers(folder) as started:
+        while len(lines(folder, "log1")) < 5:
+            time.sleep(0.01)
+        started[1].terminate()
+        assert [worker.wait(timeout=120) for worker in started] == [143, 143]
     with workers(folder) as (leader, peer):
         while len(lines(folder, "log1")) < 20:  # in the second epoch
             time.sleep(0.01)
