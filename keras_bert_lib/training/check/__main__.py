@@ -1,6 +1,6 @@
 """Shows on your devices that training with this library is right, and what stock Keras does there.
 
-    python -m keras_bert_lib.training.check                  # about two minutes: every triple of circumstances occurs
+    python -m keras_bert_lib.training.check                  # about four minutes: every triple of circumstances occurs
     python -m keras_bert_lib.training.check --full           # about half an hour: all combinations
     python -m keras_bert_lib.training.check --strategy mirrored --policy mixed_float16 --no-stock
 
