@@ -44,4 +44,4 @@ def test_recomputation_takes_the_memory_of_one_block_instead_of_all():
 
 def test_training_memory_writes_its_tables(tmp_path):
     text = trial(tmp_path / "memory.md", "training_memory", "--cells", "0", "--batch", "8")
-    assert re.search(r"^\| BERT-Large \| mixed_float16 \| lamb \| yes \|( [\d.]+ \|){6}$", text, re.MULTILINE)
+    assert re.search(r"^\| BERT-Large \| mixed_float16 \| lamb \| yes \|( [\d.]+ \|){7}$", text, re.MULTILINE)
