@@ -47,6 +47,7 @@ PUBLIC_NAMES = {
         "transformer_model",
     ],
     "preprocessing": [
+        "MaskedLMMasker",
         "TextCleaner",
         "TextPreprocessor",
         "Tokens",

@@ -1,5 +1,6 @@
 """Strings to token ids, in TensorFlow ops that run eagerly, in `tf.data` and in a SavedModel."""
 
+from keras_bert_lib.preprocessing.masking import MaskedLMMasker
 from keras_bert_lib.preprocessing.packing import pack_segments
 from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
 from keras_bert_lib.preprocessing.text_preprocessor import TextPreprocessor
@@ -9,6 +10,7 @@ from keras_bert_lib.preprocessing.vocabulary_training import train_wordpiece_voc
 from keras_bert_lib.preprocessing.wordpiece import WordPieceTokenizer
 
 __all__ = [
+    "MaskedLMMasker",
     "TextCleaner",
     "TextPreprocessor",
     "Tokens",
