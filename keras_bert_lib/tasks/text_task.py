@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_bert_lib.layers import frozen
 from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
 from keras_bert_lib.training import FunctionalModel
-from keras_bert_lib.training.epochs import Epochs
+from keras_bert_lib.training.epochs import Epochs, cardinality
 
 _BATCH_SIZE = 32  # Keras's default
 
@@ -212,8 +212,7 @@ def _number_of_batches(x: Any, batch_size: int, validation_split: float) -> int 
     if isinstance(x, Epochs):
         return x.num_batches
     if isinstance(x, tf.data.Dataset):
-        cardinality = int(x.cardinality())
-        return cardinality if cardinality > 0 else None
+        return cardinality(x) or None
     if isinstance(x, dict):
         rows = int(len(next(iter(x.values()))) * (1 - validation_split))
         return -(-rows // batch_size)

@@ -48,6 +48,12 @@ def loaded(rows: tf.data.Dataset, load: Callable) -> tf.data.Dataset:
     return rows.map(load, num_parallel_calls=2).prefetch(2).with_options(options)
 
 
+def cardinality(dataset: tf.data.Dataset) -> int | None:
+    """Number of elements; `None` where it is endless, or only running through them would tell."""
+    count = int(dataset.cardinality())
+    return count if count >= 0 else None
+
+
 def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> Epochs:
     """Epochs of arrays in memory.
 

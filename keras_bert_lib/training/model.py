@@ -241,20 +241,20 @@ class Model(keras.Model):
         not_finite = tf.stack([tf.cast(tf.logical_not(all_finite(part)), tf.float32) for part in (y, sample_weight)])
         *gradients, sums, not_finite, tokens = _sum_over_replicas([*gradients, sums, not_finite, count_tokens(x)])
         finite_data = tf.equal(not_finite, 0.0)
-        self._record_loss(sums, totals, x)
         losses = tf.math.divide_no_nan(sums, totals)
+        self._record_loss(losses, x)
         norm, finite, failed = self._apply(gradients, variables, all_finite(losses), tf.reduce_all(finite_data))
         for variable, value in zip(changed, before, strict=True):
             variable.assign(tf.where(finite, variable.value, value))
         return StepReport(
-            tf.constant(1), tokens[0], tokens[1], norm, losses, finite, failed, *tf.unstack(finite_data), fingerprint(x)
+            tf.constant(1), tokens[0], tokens[1], norm, losses, failed, *tf.unstack(finite_data), fingerprint(x)
         )
 
     def test_step(self, data):
         """Loss and metrics of this replica's share `data` of the global batch; runs in replica context."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred, sums, weights = self._forward(x, y, sample_weight, training=False)
-        self._record_loss(*_sum_over_replicas([sums, weights]), x)
+        self._record_loss(tf.math.divide_no_nan(*_sum_over_replicas([sums, weights])), x)
         self.compute_metrics(x, y, y_pred, sample_weight)
 
     def make_train_function(self, force: bool = False):
@@ -420,8 +420,7 @@ class Model(keras.Model):
     def _loss_weights(self):
         return tf.constant([1.0, *(self._compile_loss.loss_weights if self._compile_loss is not None else [])])
 
-    def _record_loss(self, sums, totals, x):
-        losses = tf.math.divide_no_nan(sums, totals)
+    def _record_loss(self, losses, x):
         examples = _batch_size(x)  # of this replica: the metrics add up what all replicas record
         self._loss_tracker.update_state(tf.reduce_sum(losses * self._loss_weights()), sample_weight=examples)
         for index, metric in enumerate(self._compile_loss.metrics if self._compile_loss is not None else []):

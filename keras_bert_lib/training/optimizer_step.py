@@ -45,7 +45,7 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
-def update(optimizer, gradients, variables, norm=None, loss_scale=None) -> None:
+def update(optimizer, gradients, variables, norm, loss_scale) -> None:
     """Clip, decay and apply; call it in replica context with gradients that are summed over the replicas.
 
     `optimizer.apply` is not used: it would sum the gradients again and needs a merge call, which TensorFlow does not
@@ -56,11 +56,11 @@ def update(optimizer, gradients, variables, norm=None, loss_scale=None) -> None:
         optimizer: Built Keras optimizer that `check_optimizer` accepts.
         gradients: Dense tensors, still multiplied by `loss_scale`.
         variables: `keras.Variable`s, one per gradient.
-        norm: float32 scalar: norm of all `gradients` together. `None` computes it where it is needed.
+        norm: float32 scalar: norm of all `gradients` together.
         loss_scale: float32 scalar, or `None` for gradients that are not scaled.
     """
     learning_rate = tf.cast(optimizer.learning_rate, tf.float32)
-    gradients, division = _divide(optimizer, gradients, _divisor(optimizer, gradients, norm, loss_scale))
+    gradients, division = _divide(optimizer, gradients, _divisor(optimizer, norm, loss_scale))
     with division:
         for gradient, variable in zip(_clip(optimizer, gradients), variables, strict=True):
             _update_variable(optimizer, gradient, variable, learning_rate)
@@ -84,13 +84,12 @@ def _update_variable(optimizer, gradient, variable, learning_rate):
         variable.assign(variable.constraint(variable))
 
 
-def _divisor(optimizer, gradients, norm, loss_scale):
+def _divisor(optimizer, norm, loss_scale):
     """What takes the loss scale out of the gradients, and clips their global norm; `None`: nothing."""
     if not optimizer.global_clipnorm:
         return loss_scale
     scale = 1.0 if loss_scale is None else loss_scale
-    norm = (tf.linalg.global_norm(gradients) if norm is None else norm) / scale
-    return scale * tf.maximum(norm / optimizer.global_clipnorm, 1.0)
+    return scale * tf.maximum(norm / scale / optimizer.global_clipnorm, 1.0)
 
 
 def _divide(optimizer, gradients, divisor):

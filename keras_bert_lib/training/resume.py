@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert_lib.training.epochs import Epochs, epochs_of_arrays
+from keras_bert_lib.training.epochs import Epochs, cardinality, epochs_of_arrays
 from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
 from keras_bert_lib.training.step_report import fingerprint
 
@@ -128,7 +128,7 @@ class Resume(keras.callbacks.Callback):
             arguments = arguments | _epochs_of_arrays(arguments)
         data = arguments["x"]
         in_memory = isinstance(data, Epochs)
-        self._per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if in_memory else _cardinality(data))
+        self._per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if in_memory else cardinality(data))
         if start is not None:
             step = min(step, self._per_epoch or step)  # Keras takes the last call of an epoch for full
             _check_data(start, in_memory, self._per_epoch, step, model.steps_per_execution)
@@ -246,15 +246,16 @@ def resuming(model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     with resume._running(model) as start:
         arguments, step, dropped = resume._place(model, arguments, start)
         # Behind all others, so that it saves what they have made of a step or an epoch.
-        resume._callbacks = _all_callbacks(model, [c for c in callbacks if c is not resume], arguments)
+        others = [callback for callback in callbacks if callback is not resume]
+        resume._callbacks = _all_callbacks(model, others, arguments, resume._per_epoch)
         resume._callbacks.callbacks.append(resume)
         resume.set_model(model)
         with model.taking_up(step, functools.partial(_drop, model, dropped, start)):
             yield arguments | {"callbacks": resume._callbacks}
 
 
-def _all_callbacks(model, callbacks: list, arguments: dict[str, Any]) -> _Callbacks:
-    verbose, data = arguments.get("verbose", "auto"), arguments["x"]
+def _all_callbacks(model, callbacks: list, arguments: dict[str, Any], per_epoch: int | None) -> _Callbacks:
+    verbose = arguments.get("verbose", "auto")
     return _Callbacks(
         callbacks,
         add_history=True,
@@ -262,7 +263,7 @@ def _all_callbacks(model, callbacks: list, arguments: dict[str, Any]) -> _Callba
         model=model,
         verbose=verbose,
         epochs=arguments.get("epochs", 1),
-        steps=arguments.get("steps_per_epoch") or _cardinality(data),
+        steps=per_epoch,
     )
 
 
@@ -328,32 +329,26 @@ def _dataset(data: tf.data.Dataset, per_epoch: int | None, epoch: int, step: int
 
     A dataset that shuffles draws a seed for each of its iterators, so that those of the epochs before are made again.
     """
+    count = cardinality(data)
     if per_epoch is None:
         iterators, dropped = epoch, step
     else:  # one iterator goes through as many epochs as it holds
-        count = _cardinality(data) or tf.int64.max
-        if count < tf.int64.max and count % per_epoch:
+        if count and count % per_epoch:
             raise ValueError(
                 f"`steps_per_epoch` must divide the number of batches, so that each epoch is whole. Received: "
                 f"steps_per_epoch={per_epoch} for {count} batches. Call `dataset.repeat()`."
             )
-        iterators, dropped = divmod(epoch * per_epoch, count)
+        iterators, dropped = divmod(epoch * per_epoch, count or tf.int64.max)
         dropped += step
     for _ in range(iterators):
         iter(data)
-    if per_epoch is not None and _cardinality(data) is None:
+    if per_epoch is not None and count is None:
         return data, dropped
     # Keras makes iterators that it never reads. Behind a flat_map they draw no seed.
     read = tf.data.Dataset.range(1).flat_map(lambda _: data)
-    if count := _cardinality(data):
+    if count:
         read = read.apply(tf.data.experimental.assert_cardinality(count))
     return read.with_options(data.options()), dropped
-
-
-def _cardinality(dataset: tf.data.Dataset) -> int | None:
-    """Number of elements; `None` where it is endless, or only running through them would tell."""
-    count = int(dataset.cardinality())
-    return count if count >= 0 else None
 
 
 def _epochs_of_arrays(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ class StepReport(NamedTuple):
         positions: float32, their positions, padding counted; 0 likewise.
         gradient_norm: float32, of the last step: norm of all gradients together, before they are clipped.
         losses: float32 [1 + losses], of the last step: the additional losses together, then each compiled loss.
-        finite: bool, whether the last step was applied.
-        failed: bool, whether training has to stop: it was not, no smaller loss scale would help, and none is left out.
+        failed: bool, whether training has to stop: the last step was not finite, no smaller loss scale would help, and
+            none is left out.
         finite_labels: bool, of the last step.
         finite_sample_weights: bool, of the last step.
         fingerprint: int64, of the inputs of the last step; under a strategy, of the first replica's share.
@@ -30,7 +30,6 @@ class StepReport(NamedTuple):
     positions: tf.Tensor
     gradient_norm: tf.Tensor
     losses: tf.Tensor
-    finite: tf.Tensor
     failed: tf.Tensor
     finite_labels: tf.Tensor
     finite_sample_weights: tf.Tensor
@@ -39,19 +38,8 @@ class StepReport(NamedTuple):
     @classmethod
     def empty(cls, num_losses: int) -> StepReport:
         """The report of no step."""
-        zero, true = tf.zeros(()), tf.constant(True)
-        return cls(
-            tf.constant(0),
-            zero,
-            zero,
-            zero,
-            tf.zeros(1 + num_losses),
-            true,
-            tf.constant(False),
-            true,
-            true,
-            tf.constant(0, tf.int64),
-        )
+        zero, true, losses = tf.zeros(()), tf.constant(True), tf.zeros(1 + num_losses)
+        return cls(tf.constant(0), zero, zero, zero, losses, tf.constant(False), true, true, tf.constant(0, tf.int64))
 
     def followed_by(self, later: StepReport) -> StepReport:
         """One report of both."""
