@@ -2,7 +2,7 @@
 
 Shape letters, in every docstring and comment: B batch, S sequence, D hidden_dim, H heads, K head width (D = H x K),
 F intermediate_dim, E embedding_dim, V vocabulary, M masked positions, C classes, T tokens laid end to end (B x S rows
-where padding is kept).
+where padding is kept), P sequences of a row in packed batches.
 """
 
 from keras_bert_lib.layers.dropout import Dropout

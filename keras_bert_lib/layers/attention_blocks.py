@@ -4,7 +4,7 @@ Attention is computed block by block, at a cost that grows with the square of a 
 a row, as long as the longest, is mostly empty where lengths differ; so short sequences share blocks, and where a few
 sequences are much longer than the rest, there are two groups of blocks, of two lengths.
 
-Letters below: B sequences, Q of them with a token, N blocks of a group, P slots of each of its blocks.
+Letters below: B sequences, Q of them with a token, N blocks of a group, L slots of each of its blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class BlockGroup(NamedTuple):
     """Blocks of one length.
 
     Attributes:
-        length: int32 [], slots P of each block.
+        length: int32 [], slots L of each block.
         used: int32 [N], how many of its slots, from the first on, are used.
     """
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.initializers import truncated_normal
 from keras_bert_lib.layers.layer_norm import LayerNorm
-from keras_bert_lib.layers.token_layout import PackedLayout
+from keras_bert_lib.layers.token_layout import PaddedLayout, UnpaddedLayout, layout_of
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -22,19 +22,22 @@ class TransformerEmbeddings(keras.layers.Layer):
         vocabulary_size: Rows V of the token table.
         hidden_dim: Output width D.
         embedding_dim: Width E of the tables; `None` = `hidden_dim`.
-        max_sequence_length: Rows of the position table: the longest sequence that can be embedded.
+        max_sequence_length: Rows of the position table: the longest sequence that can be embedded. (Of a packed batch
+            S may be longer.)
         num_segments: Rows of the segment table; 0 = no segments.
         dropout: Probability of dropping an element behind the norm, in training only.
         layer_norm_epsilon: As in `LayerNorm`.
     Call arguments:
         token_ids: int [B, S], each in [0, V).
         segment_ids: int [B, S], each in [0, num_segments). `None`: all tokens are of segment 0.
-        layout: What `TokenLayout` made, to embed the real tokens alone. `None` embeds every position.
+        layout: What `TokenLayout` made, to embed the real tokens alone, or to begin with position 0 in each sequence of
+            a packed batch. `None` embeds every position.
     Returns:
-        float [B, S, D], or [T, D] with `layout`; in the compute dtype.
+        float [B, S, D], or [T, D] with a `layout` without padding; in the compute dtype.
     Raises:
         ValueError: if S is above `max_sequence_length`, or if there are `segment_ids` but no segment table.
-        tf.errors.InvalidArgumentError: the former, where S is only known when the graph runs.
+        tf.errors.InvalidArgumentError: the former, where S is only known when the graph runs; or if a sequence of a
+            packed batch is that long. (XLA leaves such checks out.)
     Example:
     >>> tuple(TransformerEmbeddings(vocabulary_size=100, hidden_dim=8)(keras.ops.array([[5, 6, 7]])).shape)
     (1, 3, 8)
@@ -93,11 +96,10 @@ class TransformerEmbeddings(keras.layers.Layer):
     def call(self, token_ids, segment_ids=None, layout=None, training=False):
         if segment_ids is not None and self.segment is None:
             raise ValueError("`segment_ids` were passed, but the layer has no segment table: num_segments=0.")
-        positions = tf.range(self._checked_length(token_ids))  # [S]
-        if layout is not None:
-            tokens = PackedLayout(layout)
-            token_ids, positions = tokens.tokens(token_ids), tokens.positions()  # [T]
-            segment_ids = None if segment_ids is None else tokens.tokens(segment_ids)
+        tokens = layout_of(token_ids, None, layout)
+        positions = self._checked_positions(token_ids, tokens)  # [S], or as the tokens
+        token_ids = tokens.tokens(token_ids)  # [B, S] or [T]
+        segment_ids = None if segment_ids is None else tokens.tokens(segment_ids)
         x = self.token(token_ids) + self.position(positions)  # [B, S, E] or [T, E]
         if self.segment is not None:
             x += self.segment(tf.zeros([1], tf.int32) if segment_ids is None else segment_ids)
@@ -107,23 +109,24 @@ class TransformerEmbeddings(keras.layers.Layer):
         rows = self.projection(tf.reshape(x, [-1, self.embedding_dim]))
         return tf.reshape(rows, tf.concat([tf.shape(token_ids), [self.hidden_dim]], axis=0))
 
-    def _checked_length(self, token_ids: tf.Tensor) -> tf.Tensor | int:
-        """The length S, which the position table must have the rows for."""
-        length = token_ids.shape[1]
+    def _checked_positions(self, token_ids: tf.Tensor, tokens: PaddedLayout | UnpaddedLayout) -> tf.Tensor:
+        """The position of each token, for which the position table must have a row."""
+        length, positions = token_ids.shape[1], tokens.positions()
+        if length is not None and length <= self.max_sequence_length:
+            return positions
         message = (
-            f"The position table has max_sequence_length={self.max_sequence_length} rows. Received: token_ids of shape "
-            f"{tuple(token_ids.shape)}. Truncate the input, or make the table longer."
+            f"The position table has max_sequence_length={self.max_sequence_length} rows. Received: "
+            f"{'a longer sequence in ' if tokens.is_packed else ''}token_ids of shape {tuple(token_ids.shape)}. "
+            f"Truncate the input, or make the table longer."
         )
-        if length is not None:
-            if length > self.max_sequence_length:
-                raise ValueError(message)
-            return length
-        length = tf.shape(token_ids)[1]
+        if length is not None and not tokens.is_packed:
+            raise ValueError(message)
+        length = tf.reduce_max(positions) + 1 if tokens.is_packed else tf.shape(token_ids)[1]
         with tf.control_dependencies([tf.debugging.assert_less_equal(length, self.max_sequence_length, message)]):
-            return tf.identity(length)
+            return tf.identity(positions)
 
     def compute_output_shape(self, token_ids_shape, segment_ids_shape=None, layout_shape=None):
-        return (*(token_ids_shape if layout_shape is None else layout_shape["position_of_row"]), self.hidden_dim)
+        return (*(layout_shape or {}).get("position_of_row", token_ids_shape), self.hidden_dim)
 
     def get_config(self):
         return {

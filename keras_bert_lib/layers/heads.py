@@ -71,9 +71,9 @@ class NextSentenceHead(_Head):
     The same head answers ALBERT's sentence order: 0 = in order, 1 = swapped.
 
     Call arguments:
-        inputs: float [B, D], the pooled vector.
+        inputs: float [B, D], the pooled vector; of a packed batch [B, P, D].
     Returns:
-        float32 [B, 2].
+        float32 [B, 2], or [B, P, 2].
     Example:
     >>> tuple(NextSentenceHead()(keras.ops.ones((2, 8))).shape)
     (2, 2)

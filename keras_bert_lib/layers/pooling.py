@@ -14,29 +14,38 @@ class CLSPooler(keras.layers.Layer):
     """tanh(W x + b) of the first token, which is [CLS]: BERT's `pooled_output`.
 
     Call arguments:
-        inputs: float [B, S, D], or [T, D] with `layout`.
-        layout: For inputs without padding: what `TokenLayout` made.
+        inputs: float [B, S, D], or [T, D] with a `layout` without padding.
+        layout: What `TokenLayout` made. `None`: inputs are [B, S, D], one sequence a row.
+        first_positions: int [B, P], in [0, S): where each sequence of a packed batch begins.
     Returns:
-        float [B, D], in the compute dtype.
+        float [B, D], or [B, P, D] with `first_positions`; in the compute dtype.
+    Raises:
+        ValueError: if `layout` is that of a packed batch, and there are no `first_positions`.
     Example:
     >>> tuple(CLSPooler()(keras.ops.ones((1, 3, 8))).shape)
     (1, 8)
+    >>> tuple(CLSPooler()(keras.ops.ones((1, 3, 8)), first_positions=keras.ops.array([[0, 2]])).shape)
+    (1, 2, 8)
 
     References: google-research/bert `modeling.py`, variable scope "pooler".
     """
 
-    def build(self, inputs_shape, layout_shape=None):
+    def build(self, inputs_shape, layout_shape=None, first_positions_shape=None):
         width = inputs_shape[-1]
         self.dense = keras.layers.Dense(
             width, "tanh", kernel_initializer=truncated_normal(), name="dense", dtype=self.dtype_policy
         )
         self.dense.build((None, width))
 
-    def call(self, inputs, layout=None):
-        return self.dense(inputs[:, 0] if layout is None else layout_of(inputs, None, layout).first_tokens(inputs))
+    def call(self, inputs, layout=None, first_positions=None):
+        tokens = layout_of(inputs, None, layout)
+        if tokens.is_packed and first_positions is None:
+            raise ValueError("Of a packed batch, CLSPooler needs `first_positions`, [B, P]. Received: None.")
+        return self.dense(tokens.first_tokens(inputs, first_positions))
 
-    def compute_output_shape(self, inputs_shape, layout_shape=None):
-        return (_batch_of(inputs_shape, layout_shape), inputs_shape[-1])
+    def compute_output_shape(self, inputs_shape, layout_shape=None, first_positions_shape=None):
+        pooled = (_batch_of(inputs_shape, layout_shape),) if first_positions_shape is None else first_positions_shape
+        return (*pooled, inputs_shape[-1])
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -44,11 +53,13 @@ class MeanPooler(keras.layers.Layer):
     """Mean over the real tokens of each sequence, summed in float32: what sentence embeddings are made of.
 
     Call arguments:
-        inputs: float [B, S, D], or [T, D] with `layout`.
+        inputs: float [B, S, D], or [T, D] with a `layout` without padding.
         padding_mask: bool or int [B, S]; 1 = real token. `None`: all are real.
-        layout: Instead of `padding_mask`, for inputs without padding: what `TokenLayout` made.
+        layout: Instead of `padding_mask`: what `TokenLayout` made.
     Returns:
         float [B, D], in the compute dtype; zeros for a sequence without a real token.
+    Raises:
+        ValueError: if `layout` is that of a packed batch.
     Example:
     >>> x = keras.ops.array([[[2.0], [4.0], [99.0]]])
     >>> MeanPooler()(x, padding_mask=keras.ops.array([[1, 1, 0]])).numpy()
@@ -58,16 +69,13 @@ class MeanPooler(keras.layers.Layer):
     """
 
     def call(self, inputs, padding_mask=None, layout=None):
-        x = tf.cast(inputs, tf.float32)
-        if layout is not None:
-            total, count = layout_of(inputs, padding_mask, layout).sums(x)
-        elif padding_mask is None:
-            return tf.cast(tf.reduce_mean(x, axis=1), self.compute_dtype)
-        else:
-            real = tf.cast(padding_mask, tf.bool)
-            # where, not x * real: what lies at padded positions may be anything, and inf * 0 is NaN.
-            total = tf.reduce_sum(tf.where(real[:, :, tf.newaxis], x, 0.0), axis=1)
-            count = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)
+        tokens = layout_of(inputs, padding_mask, layout)
+        if tokens.is_packed:
+            raise ValueError(
+                "MeanPooler gives one vector a row of the batch. Received: the layout of a packed batch. Lay one "
+                "sequence in a row, or use CLSPooler."
+            )
+        total, count = tokens.sums(tf.cast(inputs, tf.float32))
         return tf.cast(total / tf.cast(tf.maximum(count, 1), tf.float32)[:, tf.newaxis], self.compute_dtype)
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
@@ -75,4 +83,4 @@ class MeanPooler(keras.layers.Layer):
 
 
 def _batch_of(inputs_shape: tuple, layout_shape: dict | None) -> int | None:
-    return inputs_shape[0] if layout_shape is None else layout_shape["row_of_position"][0]
+    return (layout_shape or {}).get("row_of_position", inputs_shape)[0]

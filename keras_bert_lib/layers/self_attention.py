@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.projection import Projection
-from keras_bert_lib.layers.token_layout import AttentionInputs, PackedLayout, PaddedLayout, layout_of
+from keras_bert_lib.layers.token_layout import AttentionInputs, PaddedLayout, UnpaddedLayout, layout_of
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -24,7 +24,7 @@ class SelfAttention(keras.layers.Layer):
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
-        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `TokenLayout` made.
+        layout: Instead of `padding_mask`: what `TokenLayout` made. Unless it keeps the padding, inputs are [T, D].
     Returns:
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing.
     Raises:
@@ -58,11 +58,9 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, inputs, padding_mask=None, layout=None, training=False):
         tokens = layout_of(inputs, padding_mask, layout)
-        if layout is not None:
-            return self.attend(inputs, tokens, training)
-        return tokens.sequences(self.attend(tokens.rows(inputs), tokens, training))
+        return tokens.outputs(self.attend(tokens.rows(inputs), tokens, training))
 
-    def attend(self, rows: tf.Tensor, layout: PaddedLayout | PackedLayout, training: bool) -> tf.Tensor:
+    def attend(self, rows: tf.Tensor, layout: PaddedLayout | UnpaddedLayout, training: bool) -> tf.Tensor:
         """Attention from rows [T, D] to rows [T, D]: the form that a block calls."""
         blocks = layout.attention_inputs(self.qkv(rows), self.num_heads)
         rows_attended = layout.attention_outputs([self._attend(block, training) for block in blocks])
@@ -70,12 +68,12 @@ class SelfAttention(keras.layers.Layer):
         return self.projection(tf.reshape(rows_attended, tf.shape(rows)))
 
     def _attend(self, block: AttentionInputs, training: bool) -> tf.Tensor:
-        query, key, value, bias = block  # [N, H, P, K] each
-        scores = tf.matmul(query, key, transpose_b=True) * (1 / math.sqrt(query.shape[-1]))  # [N, H, P, P]
+        query, key, value, bias = block  # [N, H, L, K] each
+        scores = tf.matmul(query, key, transpose_b=True) * (1 / math.sqrt(query.shape[-1]))  # [N, H, L, L]
         if bias is not None:
             scores += bias
         weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), value.dtype)
-        return tf.matmul(self.dropout(weights, training=training), value)  # [N, H, P, K]
+        return tf.matmul(self.dropout(weights, training=training), value)  # [N, H, L, K]
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape

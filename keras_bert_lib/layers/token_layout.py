@@ -3,10 +3,14 @@
 Everything in a block but the attention product works on single tokens, so it works on rows [T, D]. Attention needs
 them side by side, in blocks. A layout takes rows there and back:
 
-- `PaddedLayout`: the T = B x S rows are the batch itself, padding included; a sequence is a block;
-- `PackedLayout`: the rows are the real tokens alone, laid end to end; short sequences share blocks.
+- `PaddedLayout`: the T = B x S rows are the batch itself, padding included; a line of the batch is a block;
+- `UnpaddedLayout`: the rows are the real tokens alone, laid end to end; short sequences share blocks.
 
-Letters below: N blocks, P slots of a block; besides those of `keras_bert_lib.layers`.
+A line of a packed batch holds up to P sequences, one behind the other, and its `padding_mask` numbers them: 1, 2, 3,
+..., then 0 for padding. In both layouts a token sees those of its own sequence alone, and its position is counted from
+the beginning of that.
+
+Letters below: N blocks, L slots of a block; besides those of `keras_bert_lib.layers`.
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ class AttentionInputs(NamedTuple):
     """What the attention product takes, for some blocks of one length.
 
     Attributes:
-        query: float [N, H, P, K].
-        key: float [N, H, P, K].
-        value: float [N, H, P, K].
-        bias: To be added to the scores [N, H, P, P]: 0 where a token may look, very low elsewhere. `None`: everywhere.
+        query: float [N, H, L, K].
+        key: float [N, H, L, K].
+        value: float [N, H, L, K].
+        bias: To be added to the scores [N, H, L, L]: 0 where a token may look, very low elsewhere. `None`: everywhere.
     """
 
     query: tf.Tensor
@@ -41,21 +45,17 @@ class AttentionInputs(NamedTuple):
 
 
 class PaddedLayout:
-    """Rows are the positions of the batch, read row by row.
+    """Rows are the positions of the batch, line after line.
 
     Args:
-        inputs: float [B, S, D]; only its shape is used.
-        padding_mask: bool or int [B, S]; 1 = real token. `None`: all are real.
+        inputs: [B, S, ...]; only its shape is used.
+        padding_mask: bool or int [B, S]; 1 = real token. `None`: all are real. Of a packed batch, the numbers.
+        positions: int32 [B, S], of a packed batch alone: where in its sequence each token stands.
     Raises:
         ValueError: if the shapes do not fit each other.
     """
 
-    def __init__(self, inputs: tf.Tensor, padding_mask: tf.Tensor | None = None):
-        if inputs.shape.rank != 3:
-            raise ValueError(
-                f"Inputs must be [B, S, D]; tokens without padding, [T, D], need the `layout` that TokenLayout made. "
-                f"Received: inputs of shape {tuple(inputs.shape)}."
-            )
+    def __init__(self, inputs: tf.Tensor, padding_mask: tf.Tensor | None = None, positions: tf.Tensor | None = None):
         if padding_mask is not None and not inputs.shape[:2].is_compatible_with(padding_mask.shape):
             raise ValueError(
                 f"`padding_mask` must be [B, S], one entry a token. Received: padding_mask of shape "
@@ -65,57 +65,103 @@ class PaddedLayout:
             tf.shape(inputs)[axis] if size is None else size for axis, size in enumerate(inputs.shape[:2])
         ]
         self._padding_mask = padding_mask
+        self._positions = positions
 
-    def rows(self, sequences: tf.Tensor) -> tf.Tensor:
-        """[B, S, D] -> [T, D]."""
-        return tf.reshape(sequences, [-1, sequences.shape[-1]])
+    @property
+    def is_packed(self) -> bool:
+        return self._positions is not None
 
-    def sequences(self, rows: tf.Tensor) -> tf.Tensor:
-        """[T, D] -> [B, S, D]."""
+    def tokens(self, ids: tf.Tensor) -> tf.Tensor:
+        """[B, S] -> [B, S]."""
+        return ids
+
+    def positions(self) -> tf.Tensor:
+        """Where in its sequence each token stands: int32 [S], or [B, S] in a packed batch."""
+        return self._positions if self.is_packed else tf.range(self._batch_shape[1])
+
+    def rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """What a layer takes, [B, S, D] -> [T, D]."""
+        if inputs.shape.rank != 3:
+            raise ValueError(
+                f"Inputs must be [B, S, D]; tokens without padding, [T, D], need the `layout` that TokenLayout made. "
+                f"Received: inputs of shape {tuple(inputs.shape)}."
+            )
+        return tf.reshape(inputs, [-1, inputs.shape[-1]])
+
+    def outputs(self, rows: tf.Tensor) -> tf.Tensor:
+        """[T, D] -> what a layer gives, [B, S, D]."""
         return tf.reshape(rows, [*self._batch_shape, rows.shape[-1]])
 
+    def first_tokens(self, inputs: tf.Tensor, first_positions: tf.Tensor | None) -> tf.Tensor:
+        """[B, S, D] -> [B, P, D]: what stands at `first_positions`, [B, P]; `None`: at position 0, [B, D]."""
+        if first_positions is None:
+            return inputs[:, 0]
+        batch, length = self._batch_shape
+        row = tf.range(batch)[:, tf.newaxis] * length + tf.cast(first_positions, tf.int32)
+        return tf.gather(self.rows(inputs), row)
+
+    def sums(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """[B, S, D] -> [B, D], the sum over the real tokens of each line, and their number, int32 [B]."""
+        if self._padding_mask is None:
+            return tf.reduce_sum(inputs, axis=1), tf.fill(self._batch_shape[:1], self._batch_shape[1])
+        real = tf.cast(self._padding_mask, tf.bool)
+        # where, not inputs * real: what lies at padded positions may be anything, and inf * 0 is NaN.
+        total = tf.reduce_sum(tf.where(real[:, :, tf.newaxis], inputs, 0.0), axis=1)
+        return total, tf.reduce_sum(tf.cast(real, tf.int32), axis=1)
+
     def attention_inputs(self, qkv: tf.Tensor, num_heads: int) -> list[AttentionInputs]:
-        """[T, 3 D] -> a block a sequence."""
+        """[T, 3 D] -> a block a line."""
         qkv = tf.reshape(qkv, [*self._batch_shape, 3, num_heads, qkv.shape[-1] // (3 * num_heads)])
-        bias = None
-        if self._padding_mask is not None:
-            bias = _bias(tf.cast(self._padding_mask, tf.bool)[:, tf.newaxis, tf.newaxis, :], qkv.dtype)
-        return [AttentionInputs(*tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4])), bias)]
+        return [AttentionInputs(*tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4])), self._bias(qkv.dtype))]
 
     def attention_outputs(self, contexts: list[tf.Tensor]) -> tf.Tensor:
         """[B, H, S, K] -> [T, D]."""
         (context,) = contexts
         return tf.reshape(tf.transpose(context, [0, 2, 1, 3]), [-1, context.shape[1] * context.shape[3]])
 
+    def _bias(self, dtype: tf.DType) -> tf.Tensor | None:
+        if self._padding_mask is None:
+            return None
+        key = self._padding_mask[:, tf.newaxis, tf.newaxis, :]
+        if self.is_packed:
+            return _bias(tf.equal(self._padding_mask[:, tf.newaxis, :, tf.newaxis], key), dtype)  # [B, 1, S, S]
+        return _bias(tf.cast(key, tf.bool), dtype)  # [B, 1, 1, S]
 
-class PackedLayout:
+
+class UnpaddedLayout:
     """Rows are the real tokens, sequence after sequence, those of one block together.
 
     Args:
-        tensors: What `packed_layout` returns. It is a dict of tensors, so that it can pass between Keras layers.
+        tensors: What `unpadded_layout` returns. It is a dict of tensors, so that it can pass between Keras layers.
     """
 
     def __init__(self, tensors: dict[str, tf.Tensor]):
         self._tensors = tensors
+
+    @property
+    def is_packed(self) -> bool:
+        return "positions" in self._tensors
 
     def tokens(self, ids: tf.Tensor) -> tf.Tensor:
         """[B, S] -> [T]."""
         return tf.gather(tf.reshape(ids, [-1]), self._tensors["position_of_row"])
 
     def positions(self) -> tf.Tensor:
-        """Where in its padded sequence each token stands: int32 [T]."""
+        """Where in its sequence each token stands, in a line with holes the padding counted: int32 [T]."""
+        if self.is_packed:
+            return self.tokens(self._tensors["positions"])
         return self._tensors["position_of_row"] % tf.shape(self._tensors["row_of_position"])[1]
 
-    def remove_padding(self, sequences: tf.Tensor) -> tf.Tensor:
+    def remove_padding(self, batch: tf.Tensor) -> tf.Tensor:
         """[B, S, D] -> [T, D]."""
         place_of_row, row_of_place = self._tensors["position_of_row"], self._tensors["row_of_position"]
 
         # Its gradient is one more gather: TensorFlow's own is a scatter.
         @tf.custom_gradient
-        def collect(places):
-            return tf.gather(places, place_of_row), lambda upstream: _gather_or_zeros(upstream, row_of_place)
+        def collect(batch):
+            return _gather(batch, place_of_row), lambda upstream: _gather_or_zeros(upstream, row_of_place)
 
-        return collect(tf.reshape(sequences, [-1, sequences.shape[-1]]))
+        return collect(batch)
 
     def restore_padding(self, rows: tf.Tensor) -> tf.Tensor:
         """[T, D] -> [B, S, D], zeros where there is padding."""
@@ -123,19 +169,34 @@ class PackedLayout:
 
         @tf.custom_gradient
         def spread(rows):
-            return _gather_or_zeros(rows, row_of_place), lambda upstream: tf.gather(upstream, place_of_row)
+            return _gather_or_zeros(rows, row_of_place), lambda upstream: _gather(upstream, place_of_row)
 
-        return tf.reshape(spread(rows), tf.concat([tf.shape(row_of_place), [rows.shape[-1]]], axis=0))
+        return spread(rows)
 
-    def first_tokens(self, rows: tf.Tensor) -> tf.Tensor:
-        """[T, D] -> [B, D]: what stands at position 0 of each sequence; zeros where that is padding."""
-        return _gather_or_zeros(rows, self._tensors["row_of_position"][:, 0])
+    def rows(self, inputs: tf.Tensor) -> tf.Tensor:
+        """What a layer takes, [T, D], as it is."""
+        if inputs.shape.rank != 2:
+            raise ValueError(
+                f"With this `layout`, inputs must be tokens without padding, [T, D]: RemovePadding takes them out of a "
+                f"batch. Received: inputs of shape {tuple(inputs.shape)}."
+            )
+        return inputs
 
-    def sums(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """[T, D] -> [B, D], the sum over each sequence, and its number of tokens, int32 [B]."""
+    def outputs(self, rows: tf.Tensor) -> tf.Tensor:
+        """[T, D] as it is: what a layer gives."""
+        return rows
+
+    def first_tokens(self, inputs: tf.Tensor, first_positions: tf.Tensor | None) -> tf.Tensor:
+        """[T, D] -> [B, P, D]: as in `PaddedLayout`; zeros where there is padding."""
+        rows = self._tensors["row_of_position"]
+        first = rows[:, 0] if first_positions is None else tf.gather(rows, first_positions, batch_dims=1)
+        return _gather_or_zeros(self.rows(inputs), first)
+
+    def sums(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """[T, D] -> [B, D], the sum over each sequence of an ordinary batch, and its number of tokens, int32 [B]."""
         sequence, batch = self._tensors["sequence_of_row"], tf.shape(self._tensors["row_of_position"])[0]
         return (
-            tf.math.unsorted_segment_sum(rows, sequence, batch),
+            tf.math.unsorted_segment_sum(self.rows(inputs), sequence, batch),
             tf.math.unsorted_segment_sum(tf.ones_like(sequence), sequence, batch),
         )
 
@@ -148,7 +209,7 @@ class PackedLayout:
         parts = 3 * num_heads
         width = qkv.shape[-1] // parts
         part = tf.reshape(tf.range(parts), [3, 1, num_heads, 1])
-        places = [tf.maximum(rows, 0)[:, tf.newaxis] * parts + part for rows in self._rows_of_slots]  # [3, N, H, P]
+        places = [tf.maximum(rows, 0)[:, tf.newaxis] * parts + part for rows in self._rows_of_slots]  # [3, N, H, L]
         slots = [self._slots_of_heads(group, 3, num_heads) for group in _GROUPS]  # [T of the group, 3, H]
 
         @tf.custom_gradient
@@ -165,10 +226,10 @@ class PackedLayout:
         ]
 
     def attention_outputs(self, contexts: list[tf.Tensor]) -> tf.Tensor:
-        """For each group, [N, H, P, K] -> [T, D]."""
+        """For each group, [N, H, L, K] -> [T, D]."""
         num_heads, width = contexts[0].shape[1], contexts[0].shape[3]
         head = tf.range(num_heads)[:, tf.newaxis]
-        places = [tf.maximum(rows, 0)[:, tf.newaxis] * num_heads + head for rows in self._rows_of_slots]  # [N, H, P]
+        places = [tf.maximum(rows, 0)[:, tf.newaxis] * num_heads + head for rows in self._rows_of_slots]  # [N, H, L]
         slots = [self._slots_of_heads(group, 1, num_heads) for group in _GROUPS]  # [T of the group, 1, H]
 
         @tf.custom_gradient
@@ -186,7 +247,7 @@ class PackedLayout:
         return [self._tensors[f"row_of_{group}_slot"] for group in _GROUPS]
 
     def _slots_of_heads(self, group: str, leading: int, num_heads: int) -> tf.Tensor:
-        """Where the shares of each row of a group lie in [leading, N, H, P]: int32 [T of the group, leading, H]."""
+        """Where the shares of each row of a group lie in [leading, N, H, L]: int32 [T of the group, leading, H]."""
         blocks, length = tf.unstack(tf.shape(self._tensors[f"row_of_{group}_slot"]))
         slot = self._tensors[f"{group}_slot_of_row"][:, tf.newaxis, tf.newaxis]
         block, place = slot // length, slot % length
@@ -195,20 +256,37 @@ class PackedLayout:
 
     def _bias(self, row_of_slot: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         sequence = tf.gather(self._tensors["sequence_of_row"], tf.maximum(row_of_slot, 0))
-        sequence = tf.where(row_of_slot < 0, -1, sequence)  # [N, P]
+        sequence = tf.where(row_of_slot < 0, -1, sequence)  # [N, L]
         return _bias(tf.equal(sequence[:, :, tf.newaxis], sequence[:, tf.newaxis])[:, tf.newaxis], dtype)
 
 
-def packed_layout(padding_mask: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Where each token of a batch lies, in three numberings: position in [B, S], row in [T], slot in [N, P].
+def padded_layout(padding_mask: tf.Tensor, packed: bool = False) -> dict[str, tf.Tensor]:
+    """What tells how the tokens of a batch lie that keeps its padding.
+
+    Args:
+        padding_mask: bool or int [B, S]; 1 = real token.
+        packed: Whether `padding_mask` numbers the sequences of each line.
+    Returns:
+        int32 tensors: `padding_mask` [B, S]; of a packed batch also `positions` [B, S].
+    """
+    padding_mask = tf.cast(padding_mask, tf.int32)
+    layout = {"padding_mask": padding_mask}
+    return {**layout, "positions": _positions(padding_mask)} if packed else layout
+
+
+def unpadded_layout(padding_mask: tf.Tensor, packed: bool = False) -> dict[str, tf.Tensor]:
+    """Where each token of a batch lies, in three numberings: position in [B, S], row in [T], slot in [N, L].
 
     Args:
         padding_mask: bool or int [B, S]; 1 = real token. Padding may stand anywhere.
+        packed: Whether `padding_mask` numbers the sequences of each line.
     Returns:
-        int32 tensors: `position_of_row` [T], `sequence_of_row` [T] in [0, B), `row_of_position` [B, S]; and for both
-        groups of attention blocks, the long ones and the short ones, whose rows follow each other: `row_of_..._slot`
-        [N, P] and `..._slot_of_row` [T of the group]. -1 = none.
+        int32 tensors: `position_of_row` [T], `sequence_of_row` [T], `row_of_position` [B, S]; and for both groups of
+        attention blocks, the long ones and the short ones, whose rows follow each other: `row_of_..._slot` [N, L] and
+        `..._slot_of_row` [T of the group]. -1 = none. Of a packed batch also `positions` [B, S].
     """
+    if packed:
+        return _unpacked_layout(tf.cast(padding_mask, tf.int32))
     real = tf.cast(padding_mask, tf.bool)
     lengths = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)  # [B]
     order, groups = pack_into_blocks(lengths)
@@ -234,16 +312,42 @@ def packed_layout(padding_mask: tf.Tensor) -> dict[str, tf.Tensor]:
     return layout
 
 
-def layout_of(inputs: tf.Tensor, padding_mask: tf.Tensor | None, layout: dict[str, tf.Tensor] | None):
+def layout_of(
+    inputs: tf.Tensor, padding_mask: tf.Tensor | None, layout: dict[str, tf.Tensor] | None
+) -> PaddedLayout | UnpaddedLayout:
     """The layout that the call arguments of a layer describe."""
     if layout is None:
         return PaddedLayout(inputs, padding_mask)
-    if inputs.shape.rank != 2 or padding_mask is not None:
+    if padding_mask is not None:
         raise ValueError(
-            f"With `layout`, inputs must be tokens without padding, [T, D], and there is no `padding_mask`. Received: "
-            f"inputs of shape {tuple(inputs.shape)}{'' if padding_mask is None else ' and a padding_mask'}."
+            "`layout` was made of the mask, so there is no `padding_mask` beside it. Received both. Leave the mask out."
         )
-    return PackedLayout(layout)
+    return UnpaddedLayout(layout) if "row_of_position" in layout else PaddedLayout(inputs, **layout)
+
+
+def _unpacked_layout(numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The layout of a packed batch [B, S]: that of a batch [B x P, S] where each sequence has a line of its own."""
+    batch, length = tf.unstack(tf.shape(numbers))
+    most = tf.maximum(tf.reduce_max(numbers), 1)  # P
+    own = tf.equal(numbers[:, tf.newaxis], tf.range(1, most + 1)[:, tf.newaxis])  # [B, P, S]
+    layout = unpadded_layout(tf.reshape(own, [batch * most, length]))
+    sequence, column = layout["sequence_of_row"], layout["position_of_row"] % length
+    rows = tf.reshape(layout["row_of_position"], [batch, most, length])
+    return {
+        **layout,
+        "position_of_row": sequence // most * length + column,
+        "row_of_position": tf.reduce_max(rows, axis=1),
+        "positions": _positions(numbers),
+    }
+
+
+def _positions(numbers: tf.Tensor) -> tf.Tensor:
+    """Where in its sequence each token of a packed batch stands, 0 for padding: int32 [B, S]."""
+    batch, length = tf.unstack(tf.shape(numbers))
+    sequence = tf.range(batch)[:, tf.newaxis] * (length + 1) + numbers  # the padding of a line is one, too
+    column = tf.broadcast_to(tf.range(length), tf.shape(numbers))
+    first = tf.math.unsorted_segment_min(column, sequence, batch * (length + 1))
+    return tf.where(numbers > 0, column - tf.gather(first, sequence), 0)
 
 
 def _where(mask: tf.Tensor) -> tf.Tensor:
@@ -261,5 +365,5 @@ def _gather(shares: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
 
 
 def _gather_or_zeros(rows: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Rows at `index`, flattened; a row of zeros in front serves -1."""
-    return tf.gather(tf.pad(rows, [[1, 0], [0, 0]]), tf.reshape(index, [-1]) + 1)
+    """Rows at `index`, of any shape; a row of zeros in front serves -1."""
+    return tf.gather(tf.pad(rows, [[1, 0], [0, 0]]), index + 1)

@@ -37,7 +37,7 @@ class TransformerEncoder(keras.layers.Layer):
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
-        layout: Instead of `padding_mask`, for inputs [T, D] without padding: what `TokenLayout` made.
+        layout: Instead of `padding_mask`: what `TokenLayout` made. Unless it keeps the padding, inputs are [T, D].
     Returns:
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing.
     Example:
@@ -79,7 +79,7 @@ class TransformerEncoder(keras.layers.Layer):
     def call(self, inputs, padding_mask=None, layout=None, training=False):
         inputs = tf.cast(inputs, self.compute_dtype)
         tokens = layout_of(inputs, padding_mask, layout)
-        x = inputs if layout is not None else tokens.rows(inputs)  # [T, D]
+        x = tokens.rows(inputs)  # [T, D]
 
         def residual(x, update, norm):
             if self.normalize_first:
@@ -91,7 +91,7 @@ class TransformerEncoder(keras.layers.Layer):
             return residual(x, self.feed_forward, self.feed_forward_norm)
 
         x = recompute_for_gradient(self, block, x) if self.recompute and training else block(x)
-        return x if layout is not None else tokens.sequences(x)
+        return tokens.outputs(x)
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape

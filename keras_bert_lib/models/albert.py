@@ -50,7 +50,8 @@ def albert(
         attention_dropout: Rate on the attention weights; 0 in the released v2 models.
         activation: "gelu_approximate" (by tanh) is the one the released models were trained with.
         name: Name of the model.
-        options: `max_sequence_length`, `num_segments`, `layer_norm_epsilon`, `padding` and `recompute`, as in `bert`.
+        options: `max_sequence_length`, `num_segments`, `layer_norm_epsilon`, `padding`, `recompute` and `packed`, as in
+            `bert`.
     """
     return transformer_model(
         vocabulary_size=vocabulary_size,

@@ -5,6 +5,12 @@ The encoder contract:
   without segments leaves `segment_ids` out;
 - outputs: a dict `sequence_output` [B, S, D] and `pooled_output` [B, D], in the compute dtype;
 - layers: one named `embeddings`, then `block_0`, `block_1`, ..., then `pooler`.
+
+An encoder of packed batches, where several short sequences share a row, has the same layers and weights, and gives each
+sequence what it gets alone in a row:
+- `padding_mask` numbers the sequences of a row, 1, 2, 3, ... end to end, then 0 for padding; one more input,
+  `first_positions`, int32 [B, P], is where each begins, 0 for a place that is left;
+- `pooled_output` is [B, P, D], a vector a sequence; what stands at a place that is left means nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ def transformer_model(
     layer_norm_epsilon: float = 1e-12,
     padding: Literal["remove", "keep"] = "remove",
     recompute: bool = False,
+    packed: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Assembles an encoder out of this library's layers; a family's file sets its defaults.
@@ -56,6 +63,7 @@ def transformer_model(
         padding: "remove" computes on real tokens only, and gives zeros at padded positions. "keep" computes on all
             positions, with shapes that do not depend on the data: for XLA and TPUs. Real tokens get the same vectors.
         recompute: As in `TransformerEncoder`: less memory in training, for up to a third more time.
+        packed: Whether several sequences may share a row: the contract of packed batches above.
         name: Name of the model.
     Returns:
         A functional `keras.Model` that keeps the encoder contract above.
@@ -67,9 +75,6 @@ def transformer_model(
         raise ValueError(
             f"`num_groups` must divide `num_layers`. Received: num_groups={num_groups}, num_layers={num_layers}."
         )
-
-    if padding not in ("remove", "keep"):
-        raise ValueError(f'`padding` must be "remove" or "keep". Received: padding={padding!r}.')
 
     # === Layers ===
     embeddings = TransformerEmbeddings(
@@ -98,16 +103,13 @@ def transformer_model(
     pooler = CLSPooler(name="pooler")
 
     # === Graph ===
-    names = ("token_ids", "segment_ids", "padding_mask") if num_segments else ("token_ids", "padding_mask")
-    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
-    layout, tokens = None, {"padding_mask": inputs["padding_mask"]}
-    if padding == "remove":
-        layout = TokenLayout(name="token_layout")(inputs["padding_mask"])
-        tokens = {"layout": layout}
+    takes = {"token_ids": True, "segment_ids": num_segments > 0, "padding_mask": True, "first_positions": packed}
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name, is_taken in takes.items() if is_taken}
+    layout = TokenLayout(padding, packed, name="token_layout")(inputs["padding_mask"])
     x = embeddings(inputs["token_ids"], inputs.get("segment_ids"), layout=layout)
     for layer in range(num_layers):
-        x = blocks[layer * num_groups // num_layers](x, **tokens)
-    pooled = pooler(x, layout=layout)
+        x = blocks[layer * num_groups // num_layers](x, layout=layout)
+    pooled = pooler(x, layout=layout, first_positions=inputs.get("first_positions"))
     if padding == "remove":
         x = RestorePadding(name="restore_padding")(x, layout=layout)
     return keras.Model(inputs, {"sequence_output": x, "pooled_output": pooled}, name=name)

@@ -38,6 +38,7 @@ def bert(
     layer_norm_epsilon: float = 1e-12,
     padding: Literal["remove", "keep"] = "remove",
     recompute: bool = False,
+    packed: bool = False,
     name: str = "bert",
 ) -> keras.Model:
     """Returns a BERT encoder with random weights. It keeps the encoder contract of `models/assembly.py`.
@@ -56,6 +57,7 @@ def bert(
         layer_norm_epsilon: Added to the variance.
         padding: "remove" computes on real tokens only; "keep" has static shapes, for XLA and TPUs.
         recompute: As in `TransformerEncoder`: less memory in training, for up to a third more time.
+        packed: Whether several sequences may share a row of a batch; it has `first_positions` then.
         name: Name of the model.
     """
     return transformer_model(
@@ -72,6 +74,7 @@ def bert(
         layer_norm_epsilon=layer_norm_epsilon,
         padding=padding,
         recompute=recompute,
+        packed=packed,
         name=name,
     )
 

@@ -19,6 +19,8 @@ HIDDEN = _RNG.normal(size=(BATCH, LENGTH, WIDTH)).astype("float32")
 POOLED = _RNG.normal(size=(BATCH, WIDTH)).astype("float32")
 PADDING_MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], "int32")
 TOKEN_IDS = _RNG.integers(0, VOCABULARY, size=(BATCH, LENGTH)).astype("int32")
+PACKED_MASK = np.array([[1, 1, 2, 0, 0], [1, 2, 2, 3, 3]], "int32")  # the same padding, several sequences a row
+FIRST_POSITIONS = np.array([[0, 2, 0], [0, 1, 3]], "int32")
 SEGMENT_IDS = np.array([[0, 0, 1, 0, 0], [0, 0, 1, 1, 1]], "int32")
 MASK_POSITIONS = np.array([[2, 1, 0], [4, 0, 4]], "int32")
 
@@ -33,10 +35,10 @@ class LayerCase:
         inputs: A padded batch, by the names of `call`.
         output_dtype: "float32" where it is so under any policy; `None`: the compute dtype.
         per_token: Whether the output is [B, S, ...], one row a position of the padded batch.
-        packed: The layer is called with `layout` instead of `padding_mask`.
+        layout: Makes the layer whose layout this one is called with, instead of `padding_mask`.
         drops: Whether the output depends on random numbers in training.
         data_dependent: Whether the shape of the output depends on the values of the inputs.
-        takes_tokens: Of a packed layer: whether `inputs` are tokens [T, D]; otherwise they are the padded batch.
+        takes_tokens: With a layout without padding: whether `inputs` are tokens [T, D], or the padded batch.
         uses: The variables that the output depends on.
     """
 
@@ -45,7 +47,7 @@ class LayerCase:
     inputs: dict[str, np.ndarray]
     output_dtype: str | None = None
     per_token: bool = True
-    packed: bool = False
+    layout: Callable[[], layers.TokenLayout] | None = None
     drops: bool = False
     data_dependent: bool = False
     takes_tokens: bool = True
@@ -58,15 +60,15 @@ class LayerCase:
     @property
     def optional_mask(self) -> bool:
         """Whether the layer also takes a whole batch, without a mask."""
-        return "padding_mask" in self.inputs and not self.packed and not self.data_dependent
+        return {"inputs", "padding_mask"} <= set(self.inputs) and not self.layout
 
     def arguments(self, inputs: dict | None = None) -> dict[str, Any]:
         """What the layer is called with, for these inputs or for those of the case."""
         inputs = {name: tf.convert_to_tensor(x) for name, x in (inputs or self.inputs).items()}
-        if not self.packed:
+        if not self.layout:
             return inputs
-        layout = layers.TokenLayout()(inputs.pop("padding_mask"))
-        if "inputs" in inputs and self.takes_tokens:
+        layout = self.layout()(inputs.pop("padding_mask"))
+        if "inputs" in inputs and "row_of_position" in layout and self.takes_tokens:
             inputs["inputs"] = layers.RemovePadding(dtype="float32")(inputs["inputs"], layout=layout)
         return {**inputs, "layout": layout}
 
@@ -93,7 +95,16 @@ def _pre_norm_block(**options) -> keras.layers.Layer:
     return layers.TransformerEncoder(2, 16, 0.2, 0.0, "relu", 1e-5, normalize_first=True, **options)
 
 
+def _packed(**options) -> layers.TokenLayout:
+    return layers.TokenLayout(packed=True, **options)
+
+
+def _packed_keep(**options) -> layers.TokenLayout:
+    return layers.TokenLayout("keep", packed=True, **options)
+
+
 _PADDED = {"inputs": HIDDEN, "padding_mask": PADDING_MASK}
+_PACKED = {"inputs": HIDDEN, "padding_mask": PACKED_MASK}
 
 CASES = [
     LayerCase("Dropout", lambda **options: layers.Dropout(0.5, seed=1, **options), {"inputs": HIDDEN}, drops=True),
@@ -108,11 +119,19 @@ CASES = [
         lambda **options: layers.SelfAttention(2, **options),
         _PADDED,
         per_token=False,
-        packed=True,
+        layout=layers.TokenLayout,
     ),
     LayerCase("TransformerEncoder", lambda **options: layers.TransformerEncoder(2, 16, **options), _PADDED, drops=True),
     LayerCase("TransformerEncoder-pre_norm", _pre_norm_block, _PADDED, drops=True),
-    LayerCase("TransformerEncoder-layout", _pre_norm_block, _PADDED, per_token=False, packed=True, drops=True),
+    LayerCase(
+        "TransformerEncoder-layout",
+        _pre_norm_block,
+        _PADDED,
+        per_token=False,
+        layout=layers.TokenLayout,
+        drops=True,
+    ),
+    LayerCase("TransformerEncoder-packed_keep", _pre_norm_block, _PACKED, layout=_packed_keep, drops=True),
     LayerCase(
         "TokenLayout",
         layers.TokenLayout,
@@ -120,8 +139,12 @@ CASES = [
         output_dtype="int32",
         data_dependent=True,
     ),
-    LayerCase("RemovePadding", layers.RemovePadding, _PADDED, per_token=False, packed=True, takes_tokens=False),
-    LayerCase("RestorePadding", layers.RestorePadding, _PADDED, packed=True),
+    LayerCase("TokenLayout-packed", _packed, {"padding_mask": PACKED_MASK}, output_dtype="int32", data_dependent=True),
+    LayerCase("TokenLayout-packed_keep", _packed_keep, {"padding_mask": PACKED_MASK}, output_dtype="int32"),
+    LayerCase(
+        "RemovePadding", layers.RemovePadding, _PADDED, per_token=False, layout=layers.TokenLayout, takes_tokens=False
+    ),
+    LayerCase("RestorePadding", layers.RestorePadding, _PADDED, layout=layers.TokenLayout),
     LayerCase(
         "TransformerEmbeddings",
         lambda **options: layers.TransformerEmbeddings(
@@ -143,13 +166,34 @@ CASES = [
         ),
         {"token_ids": TOKEN_IDS, "segment_ids": SEGMENT_IDS, "padding_mask": PADDING_MASK},
         per_token=False,
-        packed=True,
+        layout=layers.TokenLayout,
+        drops=True,
+    ),
+    LayerCase(
+        "TransformerEmbeddings-packed_keep",
+        lambda **options: layers.TransformerEmbeddings(VOCABULARY, WIDTH, None, POSITIONS, dropout=0.2, **options),
+        {"token_ids": TOKEN_IDS, "segment_ids": SEGMENT_IDS, "padding_mask": PACKED_MASK},
+        layout=_packed_keep,
         drops=True,
     ),
     LayerCase("CLSPooler", layers.CLSPooler, {"inputs": HIDDEN}, per_token=False),
-    LayerCase("CLSPooler-layout", layers.CLSPooler, _PADDED, per_token=False, packed=True),
+    LayerCase("CLSPooler-layout", layers.CLSPooler, _PADDED, per_token=False, layout=layers.TokenLayout),
+    LayerCase(
+        "CLSPooler-packed",
+        layers.CLSPooler,
+        {**_PACKED, "first_positions": FIRST_POSITIONS},
+        per_token=False,
+        layout=_packed,
+    ),
+    LayerCase(
+        "CLSPooler-packed_keep",
+        layers.CLSPooler,
+        {**_PACKED, "first_positions": FIRST_POSITIONS},
+        per_token=False,
+        layout=_packed_keep,
+    ),
     LayerCase("MeanPooler", layers.MeanPooler, _PADDED, per_token=False),
-    LayerCase("MeanPooler-layout", layers.MeanPooler, _PADDED, per_token=False, packed=True),
+    LayerCase("MeanPooler-layout", layers.MeanPooler, _PADDED, per_token=False, layout=layers.TokenLayout),
     LayerCase(
         "MaskedLMHead",
         _masked_lm_head,
@@ -191,8 +235,10 @@ def call(layer: Callable, arguments: dict, **options):
 
 
 def vectors(output) -> tf.Tensor:
-    """The output in float32; of a `TokenLayout`, one of its tables."""
-    return tf.cast(output["row_of_position"] if isinstance(output, dict) else output, tf.float32)
+    """The output in float32; of a `TokenLayout`, a table of its that is [B, S]."""
+    if isinstance(output, dict):
+        output = output["row_of_position" if "row_of_position" in output else "positions"]
+    return tf.cast(output, tf.float32)
 
 
 def built(case: LayerCase, **options) -> keras.layers.Layer:

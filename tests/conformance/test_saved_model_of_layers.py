@@ -15,7 +15,7 @@ def test_saved_model_answers_the_same_for_any_batch_and_length(case, tmp_path):
 
     batches = [case.inputs, {name: np.concatenate([x, x[:1]]) for name, x in case.inputs.items()}]
     if case.has_sequence:
-        positions = {"mask_positions"} & set(case.inputs)
+        positions = {"mask_positions", "first_positions"} & set(case.inputs)
         batches.append({name: x[:, :2] % 2 if name in positions else x[:, :2] for name, x in case.inputs.items()})
     for inputs in batches:
         expected, actual = call(served.layer, case.arguments(inputs)), loaded.answer(case.arguments(inputs))

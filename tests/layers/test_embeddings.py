@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers import TransformerEmbeddings
+from keras_bert_lib.layers import TokenLayout, TransformerEmbeddings
 
 from . import numpy_reference as reference
 
@@ -110,6 +110,31 @@ def test_too_long_sequence_is_refused_where_the_length_is_only_known_in_the_grap
     assert embed(tf.ones([1, POSITIONS], tf.int32)).shape == (1, POSITIONS, WIDTH)
     with pytest.raises(tf.errors.InvalidArgumentError, match="max_sequence_length=6 rows"):
         embed(tf.ones([1, POSITIONS + 1], tf.int32))
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_positions_begin_again_in_each_sequence_of_a_packed_batch(padding):
+    layer = _embeddings()
+    layout = TokenLayout(padding, packed=True)(np.array([[1, 1, 2, 0], [1, 2, 2, 2]]))
+    packed = layer(IDS, SEGMENTS, layout=layout)
+    if padding == "keep":
+        packed = tf.boolean_mask(packed, layout["padding_mask"] > 0)
+    own = [IDS[0, :2], IDS[0, 2:3], IDS[1, :1], IDS[1, 1:]]
+    segments = [SEGMENTS[0, :2], SEGMENTS[0, 2:3], SEGMENTS[1, :1], SEGMENTS[1, 1:]]
+    alone = [layer(ids[np.newaxis], ids_of[np.newaxis])[0] for ids, ids_of in zip(own, segments, strict=True)]
+    if padding == "remove":  # the longest sequence comes first
+        alone = [alone[3], alone[0], alone[1], alone[2]]
+    np.testing.assert_allclose(packed, np.concatenate(alone), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_of_a_packed_batch_each_sequence_must_fit(padding):
+    layer, layout = _embeddings(), TokenLayout(padding, packed=True)
+    ids = np.ones((1, 2 * POSITIONS), "int32")
+    assert layer(ids, layout=layout(np.repeat([[1, 2]], POSITIONS, axis=1))).shape[-1] == WIDTH
+    too_long = layout(np.repeat([[1, 2]], [POSITIONS + 1, POSITIONS - 1], axis=1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"=6 rows. Received: a longer sequence in token_ids"):
+        layer(ids, layout=too_long)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ def test_stack_of_blocks_trains_the_same_with_and_without_padding(name, training
         np.testing.assert_allclose(without, with_padding, rtol=1e-4, atol=2e-6 * scale)
 
 
+def test_unknown_padding_is_refused():
+    with pytest.raises(ValueError, match=r"`padding` must be \"remove\" or \"keep\"\. Received: padding='ragged'"):
+        TokenLayout(padding="ragged")
+
+
 def test_layout_passes_between_layers_of_a_functional_model(tmp_path):
     x, mask = keras.Input((None, 8), name="x"), keras.Input((None,), dtype="int32", name="mask")
     tokens, layout = _without_padding(x, mask)

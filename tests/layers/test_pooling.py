@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers import CLSPooler, MeanPooler
+from keras_bert_lib.layers import CLSPooler, MeanPooler, RemovePadding, TokenLayout
 
 from . import numpy_reference as reference
 
@@ -16,6 +16,26 @@ def test_cls_pooler_is_tanh_of_a_projection_of_the_first_token():
     reference.randomized(pooler)
     expected = np.tanh(reference.dense(X[:, 0], reference.below(reference.weights_of(pooler), "dense")))
     np.testing.assert_allclose(pooler(X), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_cls_pooler_of_a_packed_batch_gives_a_vector_a_sequence(padding):
+    pooler = CLSPooler()
+    layout = TokenLayout(padding, packed=True)(np.array([[1, 1, 2, 0, 0], [1, 1, 1, 1, 1], [1, 2, 3, 3, 0]]))
+    tokens = X if padding == "keep" else RemovePadding()(X, layout=layout)
+    pooled = pooler(tokens, layout=layout, first_positions=np.array([[0, 2, 0], [0, 0, 0], [0, 1, 2]]))
+    for row, place, position in ((0, 0, 0), (0, 1, 2), (1, 0, 0), (2, 0, 0), (2, 1, 1), (2, 2, 2)):
+        np.testing.assert_allclose(pooled[row, place], pooler(X[row : row + 1, position:])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_a_vector_a_row_of_a_packed_batch_is_refused(padding):
+    layout = TokenLayout(padding, packed=True)(MASK)
+    tokens = X if padding == "keep" else RemovePadding()(X, layout=layout)
+    with pytest.raises(ValueError, match=r"CLSPooler needs `first_positions`, \[B, P\]\. Received: None"):
+        CLSPooler()(tokens, layout=layout)
+    with pytest.raises(ValueError, match=r"one vector a row of the batch\. Received: the layout of a packed batch"):
+        MeanPooler()(tokens, layout=layout)
 
 
 def test_mean_is_over_real_tokens():

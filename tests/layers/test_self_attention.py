@@ -31,12 +31,29 @@ def test_equals_numpy_without_a_mask():
     np.testing.assert_allclose(layer(X), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_packed_tokens_equal_numpy():
+def test_tokens_without_padding_equal_numpy():
     layer = _attention()
     expected = reference.attention(X, MASK, 2, reference.weights_of(layer)) * MASK[..., np.newaxis]
     layout = TokenLayout()(MASK)
     tokens = layer(RemovePadding()(X, layout=layout), layout=layout)
     np.testing.assert_allclose(RestorePadding()(tokens, layout=layout), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_sequences_of_a_packed_batch_equal_numpy_one_by_one(padding):
+    numbers = np.array([[1, 1, 2, 2, 3, 0], [1, 2, 3, 3, 0, 0], [1, 1, 1, 2, 3, 3]], "int32")
+    layer = _attention()
+    weights = reference.weights_of(layer)
+    expected = np.zeros_like(X)
+    for number in (1, 2, 3):
+        own = (numbers == number).astype("int32")
+        expected += reference.attention(X, own, 2, weights).astype("float32") * own[..., np.newaxis]
+    layout = TokenLayout(padding, packed=True)(numbers)
+    if padding == "keep":
+        actual = layer(X, layout=layout) * (numbers[..., np.newaxis] > 0)
+    else:
+        actual = RestorePadding()(layer(RemovePadding()(X, layout=layout), layout=layout), layout=layout)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_large_scores_do_not_overflow():

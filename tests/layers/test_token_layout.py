@@ -2,15 +2,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers.token_layout import PackedLayout, PaddedLayout, layout_of, packed_layout
+from keras_bert_lib.layers.token_layout import (
+    PaddedLayout,
+    UnpaddedLayout,
+    layout_of,
+    padded_layout,
+    unpadded_layout,
+)
 
 MASK = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 1]], "int32")
 X = np.arange(3 * 4 * 2, dtype="float32").reshape(3, 4, 2)
 
 
-def test_packed_layout_numbers_every_token_three_times():
+def test_unpadded_layout_numbers_every_token_three_times():
     """The second sequence is longer, so its tokens come first; both share one block."""
-    layout = {name: x.numpy().tolist() for name, x in packed_layout(tf.constant(MASK)).items()}
+    layout = {name: x.numpy().tolist() for name, x in unpadded_layout(tf.constant(MASK)).items()}
     assert layout == {
         "position_of_row": [8, 10, 11, 0, 1],  # in [B, S], row by row
         "sequence_of_row": [2, 2, 2, 0, 0],
@@ -22,10 +28,64 @@ def test_packed_layout_numbers_every_token_three_times():
     }
 
 
+PACKED = np.array([[1, 2, 2, 0], [0, 0, 0, 0], [1, 1, 1, 2]], "int32")
+POSITIONS = [[0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 2, 0]]
+
+
+def test_layout_of_a_packed_batch_is_that_of_its_sequences():
+    """They are numbered [[0, 1], [none, none], [4, 5]]: 4 is the longest, then 1, and all share one block."""
+    layout = {name: x.numpy().tolist() for name, x in unpadded_layout(tf.constant(PACKED), packed=True).items()}
+    assert layout == {
+        "position_of_row": [8, 9, 10, 1, 2, 0, 11],
+        "sequence_of_row": [4, 4, 4, 1, 1, 0, 5],
+        "row_of_position": [[5, 3, 4, -1], [-1, -1, -1, -1], [0, 1, 2, 6]],
+        "row_of_long_slot": [],
+        "long_slot_of_row": [],
+        "row_of_short_slot": [[0, 1, 2, 3, 4, 5, 6]],
+        "short_slot_of_row": [0, 1, 2, 3, 4, 5, 6],
+        "positions": POSITIONS,
+    }
+
+
+def test_layout_that_keeps_padding_is_the_mask_and_in_packed_batches_the_positions():
+    layout = padded_layout(tf.constant(PACKED), packed=True)
+    assert {name: x.numpy().tolist() for name, x in layout.items()} == {
+        "padding_mask": PACKED.tolist(),
+        "positions": POSITIONS,
+    }
+    (mask,) = padded_layout(tf.constant(MASK, tf.bool)).values()
+    assert mask.dtype == tf.int32
+    np.testing.assert_array_equal(mask, MASK)
+
+
+def test_sequences_of_a_packed_batch_may_have_padding_between_them_and_inside():
+    mask = tf.constant([[0, 1, 0, 1, 0, 2, 2, 0]])
+    layout = unpadded_layout(mask, packed=True)
+    assert layout["position_of_row"].numpy().tolist() == [1, 3, 5, 6]
+    assert layout["sequence_of_row"].numpy().tolist() == [0, 0, 1, 1]
+    for packed in (layout, padded_layout(mask, packed=True)):
+        assert packed["positions"].numpy().tolist() == [[0, 0, 0, 2, 0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "packed", "positions"), [(MASK, False, [[0, 1, 2, 3]] * 3), (PACKED, True, POSITIONS)]
+)
+def test_both_layouts_know_positions_and_first_tokens(mask, packed, positions):
+    padded = layout_of(tf.constant(X), None, padded_layout(tf.constant(mask), packed))
+    unpadded = layout_of(tf.constant(X), None, unpadded_layout(tf.constant(mask), packed))
+    assert padded.is_packed == unpadded.is_packed == packed
+    np.testing.assert_array_equal(tf.broadcast_to(padded.positions(), mask.shape), positions)
+    np.testing.assert_array_equal(unpadded.positions(), unpadded.tokens(tf.constant(positions)))
+    first = np.array([[0, 1], [0, 0], [0, 3]])
+    np.testing.assert_array_equal(padded.first_tokens(tf.constant(X), first), X[[[0], [1], [2]], first])
+    rows, real = unpadded.remove_padding(tf.constant(X)), mask[..., np.newaxis] > 0
+    np.testing.assert_array_equal(unpadded.first_tokens(rows, first), (X * real)[[[0], [1], [2]], first])
+
+
 def test_rows_of_the_two_groups_follow_each_other():
     lengths = np.array([3, 100, 0, 2, 60])
     mask = (np.arange(100) < lengths[:, np.newaxis]).astype("int32")
-    layout = {name: x.numpy() for name, x in packed_layout(tf.constant(mask)).items()}
+    layout = {name: x.numpy() for name, x in unpadded_layout(tf.constant(mask)).items()}
     long, short = layout["row_of_long_slot"], layout["row_of_short_slot"]
     assert (long.shape, short.shape) == ((1, 100), (2, 60))
     np.testing.assert_array_equal(np.concatenate([long[long >= 0], short[short >= 0]]), np.arange(165))
@@ -40,18 +100,18 @@ def test_rows_of_the_two_groups_follow_each_other():
     np.testing.assert_array_equal(layout["position_of_row"][layout["row_of_position"][real]], np.flatnonzero(real))
 
 
-def _layout(lengths=(2, 0, 3)) -> PackedLayout:
-    return PackedLayout(packed_layout(tf.constant(np.arange(max(lengths)) < np.array(lengths)[:, np.newaxis])))
+def _layout(lengths=(2, 0, 3)) -> UnpaddedLayout:
+    return UnpaddedLayout(unpadded_layout(tf.constant(np.arange(max(lengths)) < np.array(lengths)[:, np.newaxis])))
 
 
-def test_packed_layout_goes_there_and_back():
-    layout = PackedLayout(packed_layout(tf.constant(MASK)))
+def test_unpadded_layout_goes_there_and_back():
+    layout = UnpaddedLayout(unpadded_layout(tf.constant(MASK)))
     rows = layout.remove_padding(tf.constant(X))
     np.testing.assert_array_equal(rows, [*X[2, [0, 2, 3]], *X[0, :2]])
     np.testing.assert_array_equal(layout.restore_padding(rows), X * MASK[..., np.newaxis])
     np.testing.assert_array_equal(layout.tokens(tf.constant(MASK * np.arange(4))), [0, 2, 3, 0, 1])
     np.testing.assert_array_equal(layout.positions(), [0, 2, 3, 0, 1])
-    np.testing.assert_array_equal(layout.first_tokens(rows), [X[0, 0], [0, 0], X[2, 0]])
+    np.testing.assert_array_equal(layout.first_tokens(rows, None), [X[0, 0], [0, 0], X[2, 0]])
     total, count = layout.sums(rows)
     np.testing.assert_array_equal(total, (X * MASK[..., np.newaxis]).sum(axis=1))
     np.testing.assert_array_equal(count, [2, 0, 3])
@@ -115,6 +175,17 @@ def test_bias_keeps_tokens_to_their_sequence_and_is_finite(dtype, lowest):
         assert np.all(values[~open_] < lowest)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_only_packed_batches_pay_for_a_bias_of_every_pair(packed):
+    layout = layout_of(tf.constant(X), None, padded_layout(tf.constant(PACKED), packed))
+    ((_, _, _, bias),) = layout.attention_inputs(tf.zeros([12, 6]), 2)
+    if packed:
+        same = PACKED[:, :, np.newaxis] == PACKED[:, np.newaxis]
+        np.testing.assert_array_equal(bias[:, 0] == 0, same)
+    else:
+        assert bias.shape == (3, 1, 1, 4)
+
+
 def test_mask_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"`padding_mask` must be \[B, S\].*shape \(3, 4, 1\) for inputs of shape"):
         PaddedLayout(tf.constant(X), tf.constant(MASK[..., np.newaxis]))
@@ -122,12 +193,17 @@ def test_mask_that_does_not_fit_is_refused():
 
 def test_tokens_without_their_layout_are_refused():
     with pytest.raises(ValueError, match=r"need the `layout` that TokenLayout made.*shape \(5, 2\)"):
-        layout_of(tf.zeros([5, 2]), None, None)
+        layout_of(tf.zeros([5, 2]), None, None).rows(tf.zeros([5, 2]))
 
 
-def test_layout_with_a_padded_batch_or_a_mask_is_refused():
-    layout = packed_layout(tf.constant(MASK))
-    with pytest.raises(ValueError, match=r"inputs must be tokens without padding, \[T, D\].*\(3, 4, 2\)"):
-        layout_of(tf.constant(X), None, layout)
-    with pytest.raises(ValueError, match=r"there is no `padding_mask`.*\(5, 2\) and a padding_mask"):
-        layout_of(tf.zeros([5, 2]), tf.constant(MASK), layout)
+def test_padded_batch_with_a_layout_of_tokens_is_refused():
+    layout = layout_of(tf.constant(X), None, unpadded_layout(tf.constant(MASK)))
+    for take in (layout.rows, layout.sums, lambda x: layout.first_tokens(x, None)):
+        with pytest.raises(ValueError, match=r"must be tokens without padding, \[T, D\]: RemovePadding.*\(3, 4, 2\)"):
+            take(tf.constant(X))
+
+
+@pytest.mark.parametrize("plan", [unpadded_layout, padded_layout])
+def test_mask_beside_a_layout_is_refused(plan):
+    with pytest.raises(ValueError, match=r"there is no `padding_mask` beside it\. Received both\. Leave the mask"):
+        layout_of(tf.constant(X), tf.constant(MASK), plan(tf.constant(MASK)))
