@@ -1,4 +1,4 @@
-"""Hugging Face `config.json` of BERT and ALBERT, every key of it, as arguments of `kbl.models`.
+"""Hugging Face `config.json` of BERT and ALBERT, every key of it, as arguments of `kbl.models`; and back.
 
 A key is used, or may only have the value that changes nothing, or is known by name not to matter here, or is refused by
 name. None is dropped in silence: a model that runs on half its configuration gives wrong numbers without a word.
@@ -60,7 +60,11 @@ _RATES = {
     "layer_norm_eps": ("layer_norm_epsilon", 1e-12, 1e-12),
 }
 
+# Key of the dropout before the classifier, and its default; `None` is that of the encoder.
+_CLASSIFIER_DROPOUT = {"bert": ("classifier_dropout", None), "albert": ("classifier_dropout_prob", 0.1)}
+
 # "gelu" is x * Phi(x) with the exact normal distribution; the others are names of one and the same tanh approximation.
+# Of several names the first is written.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -186,7 +190,7 @@ def load_config(directory_or_hub_id: str | os.PathLike[str], *, revision: str | 
     albert = family == "albert"
     rates = {key: (argument, defaults[albert]) for key, (argument, *defaults) in _RATES.items()}
     labels = _labels(config, path)
-    dropout_key, dropout_default = ("classifier_dropout_prob", 0.1) if albert else ("classifier_dropout", None)
+    dropout_key, dropout_default = _CLASSIFIER_DROPOUT[family]
     arguments = {
         **{name: _size(config, key, default, path) for key, (name, default) in _sizes(family).items()},
         **{name: _rate(config, key, default, path) for key, (name, default) in rates.items()},
@@ -201,6 +205,59 @@ def load_config(directory_or_hub_id: str | os.PathLike[str], *, revision: str | 
         labels=None if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) else labels,
         classifier_dropout=_rate(config, dropout_key, dropout_default, path, otherwise=arguments["dropout"]),
     )
+
+
+def config_json(config: CheckpointConfig, dtype: str) -> dict[str, Any]:
+    """What `load_config` reads as `config`, with the keys that transformers cannot do without.
+
+    Only a sequence classifier has its classes written: to another model they mean nothing, and a `problem_type` would
+    decide what is later trained from it.
+
+    Args:
+        config: With an `architecture`.
+        dtype: What the weights are stored in.
+
+    Returns:
+        Content of a `config.json`.
+
+    Raises:
+        ValueError: if transformers has no name for the activation.
+
+    Example:
+
+    >>> arguments = {"vocabulary_size": 99, "num_layers": 2, "hidden_dim": 8, "num_heads": 2, "intermediate_dim": 32}
+    >>> arguments |= {"max_sequence_length": 64, "num_segments": 2, "layer_norm_epsilon": 1e-12}
+    >>> arguments |= {"dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu_approximate"}
+    >>> config = CheckpointConfig("bert", arguments, "BertModel", "multi_class", 2, None, 0.1)
+    >>> config_json(config, dtype="float32")["hidden_act"]
+    'gelu_new'
+    """
+    arguments = config.encoder_arguments
+    activation = arguments["activation"]
+    if activation not in _ACTIVATIONS.values():
+        raise ValueError(
+            f"`activation` must be one of {', '.join(dict.fromkeys(_ACTIVATIONS.values()))} in a checkpoint. Received: "
+            f"activation={activation!r}."
+        )
+    content = {
+        "model_type": config.family,
+        "architectures": [config.architecture],
+        **{key: int(arguments[name]) for key, (name, _) in _sizes(config.family).items()},
+        **{key: float(arguments[name]) for key, (name, *_) in _RATES.items()},
+        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == activation),
+        "tie_word_embeddings": True,
+        "torch_dtype": dtype,  # transformers 5 writes "dtype" and reads both; before 4.56 only this is read
+    }
+    if not config.architecture.endswith("ForSequenceClassification"):
+        return content
+    labels = config.labels or tuple(f"LABEL_{index}" for index in range(config.num_classes))
+    return {
+        **content,
+        _CLASSIFIER_DROPOUT[config.family][0]: float(config.classifier_dropout),
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": next(theirs for theirs, ours in _PROBLEM_TYPES.items() if ours == config.kind),
+    }
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

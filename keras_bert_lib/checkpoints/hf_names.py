@@ -66,6 +66,8 @@ class Family(NamedTuple):
     copies: dict[str, str]
     # What the tensors of any head begin with, those that this library has no layer for among them.
     head_prefixes: tuple[str, ...]
+    # Those of the copies that are saved all the same.
+    saved_copies: tuple[str, ...] = ()
 
     def encoder(self, num_blocks: int, pooler: bool = True) -> list[Line]:
         """Lines of an encoder of `num_blocks` distinct blocks."""
@@ -161,5 +163,7 @@ FAMILIES = {
         heads=_heads(predictions="predictions", transform="predictions", next_sentence="sop_classifier.classifier"),
         copies=_copies("predictions"),
         head_prefixes=("predictions.", "sop_classifier.", "classifier.", "qa_outputs."),
+        # Without it transformers 4.49 loads zeros in place of the bias, and says nothing.
+        saved_copies=("predictions.decoder.bias",),
     ),
 }

@@ -183,7 +183,12 @@ def load_tokenizer(
         raise ValueError(f"{file} makes no tokenizer: {error}") from error
 
 
-def save_tokenizer(tokenizer: preprocessing.WordPieceTokenizer, directory: str | os.PathLike[str]) -> pathlib.Path:
+def save_tokenizer(
+    tokenizer: preprocessing.WordPieceTokenizer,
+    directory: str | os.PathLike[str],
+    *,
+    max_sequence_length: int | None = None,
+) -> pathlib.Path:
     """Write a tokenizer as Hugging Face does: `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`.
 
     `tokenizers.Tokenizer.from_file` and transformers give the same ids from it, and `load_tokenizer` reads it back. As
@@ -192,6 +197,8 @@ def save_tokenizer(tokenizer: preprocessing.WordPieceTokenizer, directory: str |
     Args:
         tokenizer: A `WordPieceTokenizer` with a `cls_token` and a `sep_token`.
         directory: Folder to write to; it is made if it is not there.
+        max_sequence_length: What transformers truncates to where it is asked to but not told how far. `None` does not
+            say.
     Returns:
         The folder.
     Raises:
@@ -211,6 +218,8 @@ def save_tokenizer(tokenizer: preprocessing.WordPieceTokenizer, directory: str |
         **{key: getattr(tokenizer, name) for key, name in _ARGUMENTS.items()},
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     }
+    if max_sequence_length is not None:
+        config["model_max_length"] = max_sequence_length
     for name, content in (("tokenizer.json", _tokenizer_json(tokenizer)), ("tokenizer_config.json", config)):
         (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
     return directory

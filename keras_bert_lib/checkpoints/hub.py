@@ -1,4 +1,4 @@
-"""From what the user wrote, a directory or a hub id, to a directory on this machine."""
+"""From what the user wrote, a directory, a hub id or a built-in name, to a directory on this machine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ TOKENIZER_FILES = (
 _SMALL_FILES = (CONFIG_FILE, *TOKENIZER_FILES)
 _WEIGHT_FILES = (WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors")
 
+# Checkpoints that come with the package: one folder each, and its name is the name to ask for.
+_BUILT_IN = pathlib.Path(__file__).with_name("built_in")
+
 # "name" or "owner/name". A leading dot or a slash at either end says path.
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -30,13 +33,14 @@ def fetch(
 ) -> pathlib.Path:
     """Directory of a checkpoint on this machine, downloaded first where a hub id is given.
 
-    A directory that exists always wins over a hub id of the same name. Downloads go through `huggingface_hub`: the
-    cache,
-    `HF_TOKEN` and the other variables of that library hold. `HF_ENDPOINT` and `HF_HUB_OFFLINE` are read at each call.
+    Some checkpoints come with the package and have names without an owner, such as `"kbl-mini"`: for these there is no
+    download. A directory that exists always wins over a built-in checkpoint or a hub id of the same name. Downloads go
+    through `huggingface_hub`: the cache, `HF_TOKEN` and the other variables of that library hold. `HF_ENDPOINT` and
+    `HF_HUB_OFFLINE` are read at each call.
 
     Args:
-        directory_or_hub_id: A directory, or a hub id such as `"google-bert/bert-base-uncased"`. A `pathlib.Path` is
-            never taken for a hub id.
+        directory_or_hub_id: A directory, the name of a built-in checkpoint, or a hub id such as
+            `"google-bert/bert-base-uncased"`. A `pathlib.Path` is always a directory.
         revision: Branch, tag or commit of the hub repository. A full commit hash pins the download for good.
         weights: Whether the weights are wanted too, or only the configuration and the tokenizer.
 
@@ -46,7 +50,8 @@ def fetch(
     Raises:
         FileNotFoundError: if there is no such directory and the hub (or its local cache) has no such model.
         NotADirectoryError: if a file is given.
-        ValueError: if neither a path nor a name is given, or `revision` is given for a directory.
+        ValueError: if neither a path nor a name is given, or `revision` is given for a directory or a built-in
+            checkpoint.
 
     Example:
 
@@ -68,12 +73,23 @@ def fetch(
         return path
     if path.exists():
         raise NotADirectoryError(f"{str(path)!r} is a file. Pass the directory that holds it, or a hub id.")
+    if isinstance(directory_or_hub_id, str) and directory_or_hub_id in _built_in_names():
+        if revision is not None:
+            raise ValueError(
+                f"`revision` chooses a version of a hub repository, and {directory_or_hub_id!r} comes with this "
+                f"package. Received: revision={revision!r}. Leave it out."
+            )
+        return _BUILT_IN / directory_or_hub_id
     if not isinstance(directory_or_hub_id, str) or not _HUB_ID.fullmatch(directory_or_hub_id):
         raise FileNotFoundError(
             f"There is no directory {str(path)!r}, and that is not a hub id, which reads 'name' or 'owner/name'. "
             "Check the path."
         )
     return _download(directory_or_hub_id, revision, _SMALL_FILES + _WEIGHT_FILES if weights else _SMALL_FILES)
+
+
+def _built_in_names() -> set[str]:
+    return {path.name for path in _BUILT_IN.iterdir() if path.is_dir()} if _BUILT_IN.is_dir() else set()
 
 
 def _download(hub_id: str, revision: str | None, files: tuple[str, ...]) -> pathlib.Path:

@@ -48,7 +48,8 @@ def load_encoder(
     gives an encoder whose pooler is newly initialised, and a warning says so.
 
     Args:
-        directory_or_hub_id: Directory of the checkpoint (`config.json` and safetensors), or its id on the hub.
+        directory_or_hub_id: Directory of the checkpoint (`config.json` and safetensors), its id on the hub, or the name
+            of one that comes with the package, such as `"kbl-mini"`.
         revision: Branch, tag or commit, for a hub id.
         dropout: Replaces the checkpoint's dropout of hidden states.
         attention_dropout: Replaces the checkpoint's dropout of attention weights.

@@ -304,6 +304,48 @@ def test_json_of_another_kind_is_refused(tmp_path):
         checkpoints.load_config(tmp_path)
 
 
+@pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "relu", "silu"])
+def test_a_configuration_that_was_read_is_written_as_it_was(write, config, hidden_act):
+    directory = write(config, hidden_act=hidden_act, layer_norm_eps=1e-7, attention_probs_dropout_prob=0.25)
+    read = checkpoints.load_config(directory)
+    content = hf_config.config_json(read, "float16")
+    assert checkpoints.load_config(write(content)) == read
+    keys = hf_config._ALBERT_SIZES.keys() | hf_config._RATES.keys() | {"hidden_act", "model_type"}
+    stated = json.loads((directory / "config.json").read_text())
+    assert {key: content[key] for key in keys & stated.keys()} == {key: stated[key] for key in keys & stated.keys()}
+
+
+@pytest.mark.parametrize("config", [BERT, ALBERT], ids=["bert", "albert"])
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [
+        ("single_label_classification", ["no", "maybe", "yes"]),
+        ("multi_label_classification", ["LABEL_0", "LABEL_1", "LABEL_2"]),
+        ("regression", ["LABEL_0"]),
+    ],
+)
+def test_what_a_classifier_answers_is_written(write, config, problem_type, labels):
+    architecture = f"{config['model_type'].capitalize()}ForSequenceClassification"
+    id2label = {str(index): label for index, label in enumerate(labels)}
+    rate = "classifier_dropout_prob" if config is ALBERT else "classifier_dropout"
+    directory = write(
+        config, architectures=[architecture], problem_type=problem_type, id2label=id2label, **{rate: 0.375}
+    )
+    read = checkpoints.load_config(directory)
+    content = hf_config.config_json(read, "float32")
+    assert (content["problem_type"], content["id2label"], content[rate]) == (problem_type, id2label, 0.375)
+    assert content["label2id"] == {label: index for index, label in enumerate(labels)}
+    assert checkpoints.load_config(write(content)) == read
+
+
+def test_an_activation_without_a_name_in_transformers_is_refused(write):
+    read = checkpoints.load_config(write(BERT))
+    read.encoder_arguments["activation"] = "tanh"
+    with pytest.raises(ValueError, match=r"one of gelu, gelu_approximate, relu, silu .* Received: activation='tanh'"):
+        hf_config.config_json(read, "float32")
+
+
 def test_each_key_has_one_fate():
     sizes, rates = hf_config._ALBERT_SIZES, hf_config._RATES
     irrelevant = " ".join(hf_config._IRRELEVANT.values()).split()

@@ -264,6 +264,15 @@ def test_saved_tokenizer_gives_the_same_ids_in_tokenizers_and_here(tmp_path, opt
     assert loaded(texts).to_list() == tokenizer(texts).to_list()
 
 
+def test_the_longest_sequence_is_written_where_it_is_known(tmp_path):
+    tokenizer = preprocessing.WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"])
+    for name, options, expected in (("a", {}, None), ("b", {"max_sequence_length": 64}, 64)):
+        directory = checkpoints.save_tokenizer(tokenizer, tmp_path / name, **options)
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        assert config.get("model_max_length") == expected
+        assert checkpoints.load_tokenizer(directory).get_vocabulary() == tokenizer.get_vocabulary()
+
+
 def test_a_tokenizer_that_cannot_pack_is_not_saved(tmp_path):
     tokenizer = preprocessing.WordPieceTokenizer(["[PAD]", "[UNK]", "[MASK]", "a"], cls_token=None, sep_token=None)
     with pytest.raises(ValueError, match=r"needs a cls_token and a sep_token.*cls_token=None"):

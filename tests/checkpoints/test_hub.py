@@ -1,8 +1,10 @@
 """Downloads from a small hub on loopback, which speaks as much of the protocol as `snapshot_download` asks for."""
 
+import configparser
 import http.server
 import json
 import pathlib
+import shutil
 import threading
 
 import numpy as np
@@ -172,3 +174,52 @@ def test_a_file_is_refused():
 def test_neither_path_nor_name_is_refused(nothing):
     with pytest.raises(ValueError, match=f"directory of a checkpoint or a hub id. Received: {nothing!r}"):
         checkpoints.fetch(nothing)
+
+
+@pytest.fixture
+def built_in(server, tmp_path, monkeypatch):
+    """A package with one checkpoint in it, beside a file, and an empty working directory."""
+    root = tmp_path / "built_in"
+    shutil.copytree(GOLDEN, root / "kbl-test")
+    (root / "README.md").write_text("no checkpoint")
+    monkeypatch.setattr(hub, "_BUILT_IN", root)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return root / "kbl-test"
+
+
+def test_a_built_in_checkpoint_is_found_without_the_network(server, built_in):
+    assert checkpoints.fetch("kbl-test") == built_in
+    assert checkpoints.load_config("kbl-test").labels == ("negative", "neutral", "positive")
+    assert server.requests == []
+
+
+def test_a_directory_wins_over_a_built_in_checkpoint(built_in):
+    pathlib.Path("kbl-test").mkdir()
+    assert checkpoints.fetch("kbl-test") == pathlib.Path("kbl-test")
+
+
+def test_a_path_is_no_built_in_name(built_in):
+    with pytest.raises(FileNotFoundError, match=r"no directory 'kbl-test', and that is not a hub id"):
+        checkpoints.fetch(pathlib.Path("kbl-test"))
+
+
+@pytest.mark.parametrize("name", ["README.md", "someone/kbl-test"])
+def test_other_names_are_asked_for_at_the_hub(server, built_in, name):
+    with pytest.raises(FileNotFoundError, match=f"has no model of that name|did not deliver '{name}'"):
+        checkpoints.fetch(name)
+    assert server.requests
+
+
+def test_revision_of_a_built_in_checkpoint_is_refused(built_in):
+    with pytest.raises(
+        ValueError, match=r"'kbl-test' comes with this package\. Received: revision='v1'\. Leave it out"
+    ):
+        checkpoints.fetch("kbl-test", revision="v1")
+
+
+def test_built_in_checkpoints_lie_in_the_package_and_go_into_its_wheel():
+    assert pathlib.Path(checkpoints.__file__).with_name("built_in") == hub._BUILT_IN
+    setup = configparser.ConfigParser()
+    setup.read(pathlib.Path(__file__).parents[2] / "setup.cfg")
+    assert "checkpoints/built_in/*/*" in setup["options.package_data"]["keras_bert_lib"].split()
