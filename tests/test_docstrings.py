@@ -20,7 +20,7 @@ PUBLIC = {
 }
 LAYERS = {name: thing for name, thing in PUBLIC.items() if name.startswith("layers.") and isinstance(thing, type)}
 # A heading stands alone on its line or has its text behind it.
-HEADINGS = ("Args", "Call arguments", "Returns", "Raises", "Example", "References")
+HEADINGS = ("Args", "Attributes", "Call arguments", "Returns", "Raises", "Example", "References")
 
 
 def _sections(thing) -> dict[str, str]:

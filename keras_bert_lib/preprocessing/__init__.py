@@ -2,6 +2,7 @@
 
 from keras_bert_lib.preprocessing.masking import MaskedLMMasker
 from keras_bert_lib.preprocessing.packing import pack_segments
+from keras_bert_lib.preprocessing.sentences import split_sentences
 from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
 from keras_bert_lib.preprocessing.text_preprocessor import TextPreprocessor
 from keras_bert_lib.preprocessing.token_finder import Tokens
@@ -18,5 +19,6 @@ __all__ = [
     "WordPieceTokenizer",
     "pack_segments",
     "read_vocabulary",
+    "split_sentences",
     "train_wordpiece_vocabulary",
 ]

@@ -53,6 +53,7 @@ class MaskedLMMasker(keras.layers.Layer):
     Lan et al. 2019, sec. 4.1 (spans), arXiv 1909.11942.
     """
 
+    RATE = 0.15
     MASKED, RANDOM = 0.8, 0.1
     LONGEST_SPAN = 3  # words
 
@@ -60,7 +61,7 @@ class MaskedLMMasker(keras.layers.Layer):
         self,
         tokenizer: WordPieceTokenizer,
         max_predictions: int,
-        mask_rate: float = 0.15,
+        mask_rate: float = RATE,
         unit: Unit = "token",
         seed: int | None = None,
         **kwargs,

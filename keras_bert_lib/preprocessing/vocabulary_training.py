@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import collections
-import glob
 import os
+import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.text_cleaning import TextCleaner
+from keras_bert_lib.preprocessing.text_files import find_files, in_chunks, read_sentences
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
 _TEXTS_AT_ONCE = 1_024
@@ -37,8 +38,8 @@ def train_wordpiece_vocabulary(
     keras_bert_lib[vocabulary]`.
 
     Args:
-        texts: Files of UTF-8 text: a path, a pattern such as "corpus/*.txt", or a list of either. Or the texts
-            themselves: a `tf.data.Dataset` of strings, batched or not.
+        texts: Files of UTF-8 text, plain or compressed (`.gz`, `.xz`): a path, a pattern such as "corpus/*.txt", or a
+            list of either. Or the texts themselves: a `tf.data.Dataset` of strings, batched or not.
         vocabulary_size: Pieces wanted, `special_tokens` counted. A small corpus may not have as many.
         lowercase: As in `WordPieceTokenizer`, which must be given the same; so the next three.
         strip_accents: Whether accents come off; `None` does what `lowercase` does.
@@ -54,7 +55,8 @@ def train_wordpiece_vocabulary(
     Raises:
         FileNotFoundError: if a file is missing, or a pattern matches none.
         ImportError: if `tokenizers` is not installed.
-        ValueError: if there is no text, or no room for the special tokens and the characters.
+        ValueError: if there is no text, or no room for the special tokens and the characters; if a file is no UTF-8
+            text, or has a line of more than a megabyte.
     Example:
 
     ```python
@@ -74,13 +76,16 @@ def train_wordpiece_vocabulary(
         ) from None
     if alphabet_size < 1:
         raise ValueError(f"`alphabet_size` must be at least 1. Received: alphabet_size={alphabet_size}.")
-    lines = texts if isinstance(texts, tf.data.Dataset) else _lines(texts)
-    spec = lines.element_spec
-    if not isinstance(spec, tf.TensorSpec) or spec.dtype != tf.string:
-        raise ValueError(f"A dataset of texts must hold strings and nothing else. Received: element_spec={spec}.")
+    if isinstance(texts, tf.data.Dataset):
+        spec = texts.element_spec
+        if not isinstance(spec, tf.TensorSpec) or spec.dtype != tf.string:
+            raise ValueError(f"A dataset of texts must hold strings and nothing else. Received: element_spec={spec}.")
+        source = texts if spec.shape.rank else texts.batch(_TEXTS_AT_ONCE)
+    else:
+        source = find_files(texts)
 
     cleaner = TextCleaner(lowercase, strip_accents, handle_chinese_chars, clean_text)
-    alphabet, continuing = _alphabet(lines, cleaner, alphabet_size, show_progress)
+    alphabet, continuing = _alphabet(_batches(source), cleaner, alphabet_size, show_progress)
     if not alphabet:
         raise ValueError(f"There is no text to learn a vocabulary from. Received: texts={texts!r}.")
     first = [*special_tokens, *alphabet, *(f"##{letter}" for letter in continuing)]
@@ -106,32 +111,29 @@ def train_wordpiece_vocabulary(
         special_tokens=first,
         show_progress=show_progress,
     )
-    tokenizer.train_from_iterator(_strings(lines), trainer)
+    strings = (text.decode("utf-8", errors="replace") for batch in _batches(source) for text in batch)
+    tokenizer.train_from_iterator(strings, trainer)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     return Vocabulary(sorted(ids, key=ids.__getitem__))
 
 
-def _lines(texts: str | os.PathLike | Iterable[str | os.PathLike]) -> tf.data.Dataset:
-    """The lines of files, string []."""
-    paths = []
-    for pattern in map(os.fspath, [texts] if isinstance(texts, (str, os.PathLike)) else texts):
-        found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
-        if not found:
-            raise FileNotFoundError(
-                f"There is no file {pattern!r}. `texts` are paths or patterns of text files; pass texts themselves as "
-                "a tf.data.Dataset of strings."
-            )
-        paths += found
-    return tf.data.TextLineDataset(paths)
+def _batches(source: tf.data.Dataset | list[pathlib.Path]) -> Iterator[list[bytes]]:
+    """Texts, or the lines of files, some at once."""
+    if isinstance(source, tf.data.Dataset):
+        yield from (batch.reshape(-1).tolist() for batch in source.prefetch(2).as_numpy_iterator())
+        return
+    for chunk in in_chunks(sentence for path in source for sentence in read_sentences(path)):
+        yield [sentence.text.encode() for sentence in chunk]
 
 
 def _alphabet(
-    lines: tf.data.Dataset, cleaner: TextCleaner, size: int, show_progress: bool
+    batches: Iterator[list[bytes]], cleaner: TextCleaner, size: int, show_progress: bool
 ) -> tuple[list[str], list[str]]:
     """The most frequent characters, and those of them that continue words; both in the order of Unicode."""
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def count(texts):
-        cleaned = cleaner(tf.reshape(texts, [-1]))
+        cleaned = cleaner(texts)
         code_points, starts = tf.cast(cleaned.code_points, tf.int64), cleaned.word_splits[:-1, tf.newaxis]
         begins = tf.scatter_nd(starts, tf.ones_like(starts[:, 0]), tf.shape(code_points, tf.int64))
         kinds = code_points * 2 + begins
@@ -139,22 +141,16 @@ def _alphabet(
         return values, counts
 
     counts: collections.Counter[int] = collections.Counter()
-    texts = lines if lines.element_spec.shape.rank else lines.batch(_TEXTS_AT_ONCE)
     progress = keras.utils.Progbar(None, verbose=int(show_progress), unit_name="batch of characters")
-    batches = 0
-    for values, number in texts.map(count, num_parallel_calls=2).prefetch(2).as_numpy_iterator():
-        counts.update(dict(zip(values.tolist(), number.tolist(), strict=True)))
-        batches += 1
-        progress.update(batches, finalize=False)
-    progress.update(batches, finalize=True)
+    number = 0
+    for batch in batches:
+        values, numbers = count(tf.constant(batch))
+        counts.update(dict(zip(values.numpy().tolist(), numbers.numpy().tolist(), strict=True)))
+        number += 1
+        progress.update(number, finalize=False)
+    progress.update(number, finalize=True)
     of_letter = collections.Counter({kind // 2: 0 for kind in counts})
     for kind, number in counts.items():
         of_letter[kind // 2] += number
     kept = sorted(sorted(of_letter, key=lambda letter: (-of_letter[letter], letter))[:size])
     return [chr(letter) for letter in kept], [chr(letter) for letter in kept if counts[letter * 2]]
-
-
-def _strings(lines: tf.data.Dataset) -> Iterator[str]:
-    for element in lines.as_numpy_iterator():
-        for text in [element] if isinstance(element, bytes) else element.reshape(-1):
-            yield text.decode("utf-8", errors="replace")

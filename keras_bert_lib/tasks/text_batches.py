@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.text_input import as_string_tensor
-from keras_bert_lib.training.epochs import Epochs, batches_of, loaded
+from keras_bert_lib.training.epochs import EpochsInMemory, batches_of, loaded
 
 # Texts that are tokenized at once.
 _CHUNK = 1_024
@@ -76,7 +76,7 @@ class TextBatches:
         part._lengths = self._lengths[rows]
         return part
 
-    def shuffled(self, batch_size: int) -> Epochs:
+    def shuffled(self, batch_size: int) -> EpochsInMemory:
         """Each example once an epoch: shuffled, cut into windows, sorted by length inside each, and the batches of a
         window shuffled again."""
         lengths, longest = tf.constant(self._lengths), int(self._lengths.max())
@@ -91,7 +91,7 @@ class TextBatches:
             places = tf.random.stateless_uniform(tf.shape(numbers), seed, dtype=tf.float64)
             return tf.gather(batches, tf.argsort(tf.cast(numbers // _WINDOW, tf.float64) + places))
 
-        return Epochs(-(-len(self) // batch_size), plan, self._element)
+        return EpochsInMemory(-(-len(self) // batch_size), plan, self._element)
 
     def sorted(self, batch_size: int | None) -> tuple[tf.data.Dataset, np.ndarray]:
         """All examples once, the longest first, and the row that stands at each place.
@@ -108,10 +108,10 @@ class TextBatches:
         batches = tf.RaggedTensor.from_row_splits(order, np.minimum(starts, len(self)))
         return loaded(tf.data.Dataset.from_tensor_slices(batches), self._element), order
 
-    def in_order(self, batch_size: int) -> Epochs:
+    def in_order(self, batch_size: int) -> EpochsInMemory:
         """All examples once an epoch, as they were passed."""
         rows = batches_of(tf.range(len(self), dtype=tf.int64), batch_size)
-        return Epochs(-(-len(self) // batch_size), lambda seed: rows, self._element)
+        return EpochsInMemory(-(-len(self) // batch_size), lambda seed: rows, self._element)
 
     def _element(self, rows: tf.Tensor) -> Any:
         """The examples `rows`, int64 [b], as an element of a dataset."""

@@ -1,10 +1,12 @@
 """Training: the train step that is right on one device and on many, and the optimizer of BERT."""
 
 from keras_bert_lib.training.averages import SwapEMAWeights
+from keras_bert_lib.training.corpus import TokenizedCorpus
 from keras_bert_lib.training.curves import plot_training
 from keras_bert_lib.training.model import FunctionalModel, Model
 from keras_bert_lib.training.monitor import Monitor
 from keras_bert_lib.training.optimizers import AdamW, Lamb
+from keras_bert_lib.training.pretraining_data import PretrainingData, pretraining_dataset
 from keras_bert_lib.training.recipes import adamw, lamb, layer_wise_decay
 from keras_bert_lib.training.resume import Resume
 from keras_bert_lib.training.schedules import WarmupDecay
@@ -15,11 +17,14 @@ __all__ = [
     "Lamb",
     "Model",
     "Monitor",
+    "PretrainingData",
     "Resume",
     "SwapEMAWeights",
+    "TokenizedCorpus",
     "WarmupDecay",
     "adamw",
     "lamb",
     "layer_wise_decay",
     "plot_training",
+    "pretraining_dataset",
 ]

@@ -11,9 +11,33 @@ import tensorflow as tf
 
 
 class Epochs:
-    """Examples in memory, epoch after epoch: which rows a batch holds follows from the seed, the epoch and the step.
+    """Batches, epoch after epoch: which examples a batch holds follows from the seed, the epoch and the step.
 
     So a run that was interrupted goes on with the batch that it would have met, without reading those before it.
+
+    Args:
+        num_batches: Batches of an epoch.
+        seed: Decides the order; `None` draws one that `keras.utils.set_random_seed` decides.
+        identity: Tells these data from others; `None` = nobody compares.
+    """
+
+    def __init__(self, num_batches: int, seed: int | None = None, identity: str | None = None):
+        self.num_batches = num_batches
+        self.seed = random.randrange(2**31) if seed is None else seed
+        self.identity = identity
+
+    def dataset(self, position: int = 0) -> tf.data.Dataset:
+        """All epochs, from the batch `position` on, counted from the first batch of epoch 0."""
+        raise NotImplementedError
+
+    def epoch(self, number: int = 0) -> tf.data.Dataset:
+        """One epoch, as `evaluate` takes it."""
+        batches = self.dataset(number * self.num_batches).take(self.num_batches)
+        return batches.apply(tf.data.experimental.assert_cardinality(self.num_batches))
+
+
+class EpochsInMemory(Epochs):
+    """Epochs of examples in memory.
 
     Args:
         num_batches: Batches of an epoch.
@@ -22,13 +46,11 @@ class Epochs:
     """
 
     def __init__(self, num_batches: int, plan: Callable, load: Callable):
-        self.num_batches = num_batches
-        self.seed = random.randrange(2**31)  # keras.utils.set_random_seed decides it
+        super().__init__(num_batches)
         self._plan = plan
         self._load = load
 
     def dataset(self, position: int = 0) -> tf.data.Dataset:
-        """All epochs, from the batch `position` on, counted from the first batch of epoch 0."""
         first, skipped = divmod(position, self.num_batches)
 
         def batches(epoch):
@@ -54,7 +76,7 @@ def cardinality(dataset: tf.data.Dataset) -> int | None:
     return count if count >= 0 else None
 
 
-def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> Epochs:
+def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> EpochsInMemory:
     """Epochs of arrays in memory.
 
     Args:
@@ -69,7 +91,7 @@ def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> Epochs:
         rows = tf.range(count, dtype=tf.int64)
         return batches_of(tf.random.experimental.stateless_shuffle(rows, seed) if shuffle else rows, batch_size)
 
-    return Epochs(
+    return EpochsInMemory(
         -(-count // batch_size), plan, lambda rows: tf.nest.map_structure(lambda a: tf.gather(a, rows), arrays)
     )
 

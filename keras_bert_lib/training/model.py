@@ -12,6 +12,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from keras_bert_lib.training.epochs import Epochs
 from keras_bert_lib.training.global_loss import GlobalLoss
 from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, update
 from keras_bert_lib.training.resume import resuming
@@ -172,6 +173,8 @@ class Model(keras.Model):
         """
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         del arguments["self"]
+        if isinstance(arguments.get("validation_data"), Epochs):
+            arguments["validation_data"] = arguments["validation_data"].epoch()
         with resuming(self, arguments) as arguments, _naming_lost_workers(self.distribute_strategy):
             of_outer_fit = self._steps_per_epoch, self._step
             data, per_epoch = arguments.get("x"), arguments.get("steps_per_epoch")
@@ -189,6 +192,11 @@ class Model(keras.Model):
                 self.train_function = None  # under a strategy, one that was traced on no data finds none later
                 raise ValueError(_NO_DATA)
             return history
+
+    @functools.wraps(keras.Model.evaluate, assigned=())
+    def evaluate(self, x=None, *args, **kwargs):
+        """`keras.Model.evaluate`; of `kbl.training.PretrainingData` one epoch."""
+        return super().evaluate(x.epoch() if isinstance(x, Epochs) else x, *args, **kwargs)
 
     @contextlib.contextmanager
     def taking_up(self, steps: int, drop: Callable[[Any], None]):
@@ -234,15 +242,15 @@ class Model(keras.Model):
         changed += self.metrics_variables if self._may_skip else []
         before = [tf.identity(variable.value) for variable in changed]
         if self.accumulation_steps == 1:
-            gradients, sums, totals = self._gradients(x, y, sample_weight)
+            gradients, sums, weights, totals = self._gradients(x, y, sample_weight)
         else:
-            gradients, sums, totals = self._accumulated_gradients(x, y, sample_weight)
+            gradients, sums, weights, totals = self._accumulated_gradients(x, y, sample_weight)
         variables, gradients = self._with_gradient(gradients)
         not_finite = tf.stack([tf.cast(tf.logical_not(all_finite(part)), tf.float32) for part in (y, sample_weight)])
         *gradients, sums, not_finite, tokens = _sum_over_replicas([*gradients, sums, not_finite, count_tokens(x)])
         finite_data = tf.equal(not_finite, 0.0)
         losses = tf.math.divide_no_nan(sums, totals)
-        self._record_loss(losses, x)
+        self._record_loss(losses, weights)
         norm, finite, failed = self._apply(gradients, variables, all_finite(losses), tf.reduce_all(finite_data))
         for variable, value in zip(changed, before, strict=True):
             variable.assign(tf.where(finite, variable.value, value))
@@ -254,7 +262,7 @@ class Model(keras.Model):
         """Loss and metrics of this replica's share `data` of the global batch; runs in replica context."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred, sums, weights = self._forward(x, y, sample_weight, training=False)
-        self._record_loss(tf.math.divide_no_nan(*_sum_over_replicas([sums, weights])), x)
+        self._record_loss(tf.math.divide_no_nan(*_sum_over_replicas([sums, weights])), weights)
         self.compute_metrics(x, y, y_pred, sample_weight)
 
     def make_train_function(self, force: bool = False):
@@ -330,7 +338,7 @@ class Model(keras.Model):
         return y_pred, tf.stack([additional, *sums]), tf.stack([examples, *weights])
 
     def _gradients(self, x, y, sample_weight, totals=None):
-        """Return this part's share of the gradients, its sums, and the weights of the global batch."""
+        """Return this part's share of the gradients, its sums and weights, and the weights of the global batch."""
         with tf.GradientTape() as tape:
             y_pred, sums, weights = self._forward(x, y, sample_weight, training=True)
         if totals is None:
@@ -341,7 +349,7 @@ class Model(keras.Model):
         gradients = tape.gradient(sums, self.trainable_variables, output_gradients=share)
         self.compute_metrics(x, y, y_pred, sample_weight)
         # Slices of an embedding's gradient may repeat a row; everything after this line is not linear.
-        return [None if g is None else tf.convert_to_tensor(g) for g in gradients], sums, totals
+        return [None if g is None else tf.convert_to_tensor(g) for g in gradients], sums, weights, totals
 
     def _accumulated_gradients(self, x, y, sample_weight):
         """As `_gradients`, one slice of the batch after the other."""
@@ -350,14 +358,15 @@ class Model(keras.Model):
         weights = []
         if self._compile_loss is not None:
             weights = self._compile_loss.weights(y, self(x, training=False), sample_weight)
-        totals = _sum_over_replicas(tf.stack([_batch_size(x), *weights]))
+        weights = tf.stack([_batch_size(x), *weights])
+        totals = _sum_over_replicas(weights)
         examples = tf.cast(_batch_size(x), tf.int32)
         has_gradient = [False] * len(self.trainable_variables)
 
         def add_slice(index, gradients, sums):
             start, end = (examples * i // self.accumulation_steps for i in (index, index + 1))
             batch = keras.tree.map_structure(lambda t: None if t is None else t[start:end], (x, y, sample_weight))
-            new, new_sums, _ = self._gradients(*batch, totals)
+            new, new_sums, *_ = self._gradients(*batch, totals)
             has_gradient[:] = [g is not None for g in new]
             gradients = [a if g is None else a + g for a, g in zip(gradients, new, strict=True)]
             return index + 1, gradients, sums + new_sums
@@ -369,7 +378,7 @@ class Model(keras.Model):
             [tf.constant(0), zeros, tf.zeros_like(totals)],
             parallel_iterations=1,
         )
-        return [g if has else None for g, has in zip(gradients, has_gradient, strict=True)], sums, totals
+        return [g if has else None for g, has in zip(gradients, has_gradient, strict=True)], sums, weights, totals
 
     def _with_gradient(self, gradients):
         """Return the variables that the loss reaches, and their gradients."""
@@ -420,11 +429,12 @@ class Model(keras.Model):
     def _loss_weights(self):
         return tf.constant([1.0, *(self._compile_loss.loss_weights if self._compile_loss is not None else [])])
 
-    def _record_loss(self, losses, x):
-        examples = _batch_size(x)  # of this replica: the metrics add up what all replicas record
-        self._loss_tracker.update_state(tf.reduce_sum(losses * self._loss_weights()), sample_weight=examples)
+    def _record_loss(self, losses, weights):
+        """Record the losses of the global batch; `weights` are those of this replica, since metrics add up what all
+        replicas record. The total is a mean over examples, as Keras's; each loss over what it is a mean of."""
+        self._loss_tracker.update_state(tf.reduce_sum(losses * self._loss_weights()), sample_weight=weights[0])
         for index, metric in enumerate(self._compile_loss.metrics if self._compile_loss is not None else []):
-            metric.update_state(losses[1 + index], sample_weight=examples)
+            metric.update_state(losses[1 + index], sample_weight=weights[1 + index])
 
     def _train_logs(self):
         logs = self.get_metrics_result()

@@ -47,7 +47,8 @@ class Resume(keras.callbacks.Callback):
     states of `tf.random`, of `keras.random` without a seed, and of other callbacks; and of weights that differ between
     replicas, as the statistics of `BatchNormalization`, those of the first replica alone.
 
-    - Texts of a task and arrays are shuffled by a seed that is saved, and are taken up at the next batch.
+    - Texts of a task, arrays and `PretrainingData` are shuffled by a seed that is saved, and are taken up at the next
+      batch.
     - A `tf.data.Dataset` has to be made anew, and to give the same batches again: shuffle it with a `seed`, or call
       `keras.utils.set_random_seed` first. The batches of the broken epoch that were trained on are read and dropped,
       and it is an error if the last of them is another one than then.
@@ -90,6 +91,7 @@ class Resume(keras.callbacks.Callback):
         self._start = None  # the checkpoint that the run starts from
         self._per_epoch = None  # number of steps, where it is known
         self._seed = None  # of the order of the data, where it has one
+        self._identity = None  # of the data, where they tell
         self._fingerprint = 0  # of the last batch
         self._callbacks = None  # all of the run
         self._metrics_before_test = None
@@ -127,19 +129,19 @@ class Resume(keras.callbacks.Callback):
         if not isinstance(arguments.get("x"), Epochs | tf.data.Dataset):
             arguments = arguments | _epochs_of_arrays(arguments)
         data = arguments["x"]
-        in_memory = isinstance(data, Epochs)
-        self._per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if in_memory else cardinality(data))
+        is_epochs = isinstance(data, Epochs)
+        self._per_epoch = arguments.get("steps_per_epoch") or (data.num_batches if is_epochs else cardinality(data))
         if start is not None:
             step = min(step, self._per_epoch or step)  # Keras takes the last call of an epoch for full
-            _check_data(start, in_memory, self._per_epoch, step, model.steps_per_execution)
-        if not in_memory:
+            _check_data(start, data, self._per_epoch, step, model.steps_per_execution)
+        if not is_epochs:
             if start is None:
                 epoch = 0  # a new run begins at the first batch, whatever the number of its first epoch
             data, dropped = _dataset(data, arguments.get("steps_per_epoch"), epoch, step)
             return arguments | {"x": data}, step, dropped
         data.seed = start.facts["seed"] if start else data.seed
         arguments = arguments | _epochs(model, arguments, epoch, step)
-        self._seed = data.seed
+        self._seed, self._identity = data.seed, data.identity
         return arguments, step, 0
 
     def _on_sigterm(self, signum, frame):
@@ -204,6 +206,7 @@ class Resume(keras.callbacks.Callback):
                 "step": step,
                 "steps_per_epoch": self._per_epoch,
                 "seed": self._seed,
+                "identity": self._identity,
                 "fingerprint": int(self._fingerprint),
                 "has_ended": has_ended,
                 **_random_states(),
@@ -296,12 +299,17 @@ def _check_agreement(model, start: Checkpoint | None) -> None:
         )
 
 
-def _check_data(start: Checkpoint, in_memory: bool, per_epoch: int | None, step: int, per_execution: int) -> None:
+def _check_data(start: Checkpoint, data: Any, per_epoch: int | None, step: int, per_execution: int) -> None:
     facts = start.facts
-    if in_memory and facts["seed"] is None:
+    if isinstance(data, Epochs) and facts["seed"] is None:
         raise ValueError(
             "The run in the directory of Resume was fed by a tf.data.Dataset, whose order is another one. "
             "Received: texts or arrays. Pass the dataset, or give this run a directory of its own."
+        )
+    if facts.get("identity") != getattr(data, "identity", None):
+        raise ValueError(
+            "The run in the directory of Resume was fed by other data: another corpus, tokenizer, or cut into rows. "
+            "Pass the same, or give this run a directory of its own."
         )
     if facts["steps_per_epoch"] != per_epoch:
         raise ValueError(
@@ -321,7 +329,7 @@ def _epochs(model, arguments: dict[str, Any], epoch: int, step: int) -> dict[str
     if _has_peers(model):  # each has drawn a seed, and each takes its share of the same batches
         data.seed = int(model.distribute_strategy.gather(tf.constant([data.seed]), axis=0)[0])
     per_epoch = arguments.get("steps_per_epoch") or data.num_batches
-    return {"x": data.dataset(epoch * per_epoch + step), "steps_per_epoch": per_epoch}
+    return {"x": data.dataset(epoch * per_epoch + step), "steps_per_epoch": per_epoch, "shuffle": False}
 
 
 def _dataset(data: tf.data.Dataset, per_epoch: int | None, epoch: int, step: int) -> tuple[tf.data.Dataset, int]:

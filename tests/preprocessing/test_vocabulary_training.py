@@ -1,4 +1,5 @@
 import builtins
+import gzip
 
 import pytest
 import tensorflow as tf
@@ -62,15 +63,24 @@ def test_progress_is_shown_where_asked(corpus, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_bytes_that_are_not_utf8_do_no_harm(corpus):
-    (corpus / "a.txt").write_bytes(b"film \xff\xfe\x00 film\r\nfilm film")
-    assert "film" in train(corpus / "a.txt").pieces
+def test_files_that_are_no_utf8_are_refused_and_such_texts_do_no_harm(corpus):
+    (corpus / "a.txt").write_bytes(b"film\nfilm \xff\xfe film")
+    with pytest.raises(ValueError, match=r"^Line 2 of .*a\.txt is not UTF-8: byte 0xff at 5\."):
+        train(corpus / "a.txt")
+    assert "film" in train(tf.data.Dataset.from_tensors(b"film film \xff\xfe\x00 film")).pieces
+
+
+def test_files_may_be_compressed_and_come_from_an_iterator(corpus):
+    expected = train(f"{corpus}/*.txt", vocabulary_size=70).pieces
+    packed = corpus / "a.gz"
+    packed.write_bytes(gzip.compress(TEXT.encode()))
+    assert train(iter([packed, corpus / "b.txt"]), vocabulary_size=70).pieces == expected
 
 
 @pytest.mark.parametrize(
     ("texts", "options", "error", "message"),
     [
-        ("nowhere/*.txt", {}, FileNotFoundError, r"There is no file 'nowhere/\*.txt'.*tf.data.Dataset of strings"),
+        ("nowhere/*.txt", {}, FileNotFoundError, r"'nowhere/\*.txt' is no file.*paths of text files, or patterns"),
         (tf.data.Dataset.from_tensors(1), {}, ValueError, "must hold strings and nothing else"),
         (tf.data.Dataset.from_tensors(" \n"), {}, ValueError, "There is no text to learn a vocabulary from"),
         (

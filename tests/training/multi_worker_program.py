@@ -3,15 +3,19 @@
 Usage: TF_CONFIG=... python multi_worker_program.py RESULT.json
 """
 
+import itertools
 import json
 import os
+import pathlib
 import sys
+import tempfile
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert_lib.training import AdamW, Model
+from keras_bert_lib.preprocessing import WordPieceTokenizer
+from keras_bert_lib.training import AdamW, Model, TokenizedCorpus, pretraining_dataset
 
 
 def compiled_model():
@@ -45,10 +49,27 @@ def train(model):
     return {"history": history, "weights": [v.numpy().tolist() for v in model.trainable_variables]}
 
 
+def pretraining_batches(strategy=None):
+    """Rows of three batches of pretraining data of one document, or a worker's share of them."""
+    words = [f"w{i}" for i in range(200)]
+    tokenizer = WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "text.txt").write_text("\n".join(words))
+        corpus = TokenizedCorpus(f"{folder}/text.txt", tokenizer)
+    dataset = pretraining_dataset(corpus, sequence_length=9, batch_size=6, pairs=None, seed=0).dataset()
+    strategy = strategy or tf.distribute.get_strategy()
+    batches = itertools.islice(strategy.experimental_distribute_dataset(dataset), 3)
+    return [
+        [row for rows in strategy.experimental_local_results(features["token_ids"]) for row in rows.numpy().tolist()]
+        for features, *_ in batches
+    ]
+
+
 if __name__ == "__main__":
-    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with strategy.scope():
         model = compiled_model()
-    result = train(model)
+    result = train(model) | {"pretraining": pretraining_batches(strategy)}
     with open(sys.argv[1] + ".part", "w") as file:
         json.dump(result, file)
     os.replace(sys.argv[1] + ".part", sys.argv[1])

@@ -64,6 +64,15 @@ def test_two_workers_evaluate_as_one_process_does(workers):
     assert results[0]["weights"] == results[1]["weights"]
 
 
+def test_two_workers_share_the_rows_of_pretraining_data(workers):
+    _, folder = workers
+    shares = [json.loads((folder / f"{index}.json").read_text())["pretraining"] for index in range(2)]
+    for batch, *of_workers in zip(multi_worker_program.pretraining_batches(), *shares, strict=True):
+        assert [len(rows) for rows in of_workers] == [3, 3]
+        assert sorted(of_workers[0] + of_workers[1]) == sorted(batch)
+        assert len(set(map(tuple, batch))) == 6
+
+
 def test_a_worker_whose_peer_is_killed_ends_with_an_error(workers):
     """TensorFlow's workers give a peer 10 s to be heard of again."""
     (leader, peer), folder = workers
