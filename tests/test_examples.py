@@ -1,9 +1,13 @@
 """Each example runs, at toy size, as the user would run it."""
 
+import csv
 import pathlib
+import random
 import re
 import subprocess
 import sys
+
+import keras_bert_lib as kbl
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,3 +40,46 @@ def test_fine_tune_pairs(shared_data):
     output = _run("fine_tune_pairs.py", *options)
     assert "'accuracy':" in output
     assert re.search(r"A man makes music\. -> (entailment|neutral|contradiction)", output)
+
+
+FOOD = {"cat": "fish", "dog": "meat", "cow": "grass", "bird": "seeds", "bee": "honey", "mouse": "cheese"}
+
+
+def _stories(path, documents, seed):
+    """One document is about one animal, which eats one kind of food."""
+    draw = random.Random(seed)
+    lines = []
+    for _ in range(documents):
+        animal = draw.choice(list(FOOD))
+        for _ in range(draw.randint(3, 6)):
+            how, when = draw.choice(["small", "big", "old", "young"]), draw.choice(["today", "often", "at night"])
+            lines.append(f"The {how} {animal} eats {FOOD[animal]} {when}.")
+        lines.append("")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_pretraining_from_text_to_a_fine_tuned_classifier(tmp_path):
+    train, heldout = _stories(tmp_path / "train.txt", 400, 0), _stories(tmp_path / "heldout.txt", 60, 1)
+    sizes = ["--size", "tiny", "--vocabulary-size", 120, "--sequence-length", 32, "--batch-size", 16]
+    command = [train, "--heldout", heldout, "--run", tmp_path / "run", *sizes, "--steps", 240, "--snapshots", 3]
+    output = _run("pretrain.py", *command, "--learning-rate", 3e-3, "--precision", "float32")
+    assert "The sun was [MASK] over the sea." in output
+    with open(tmp_path / "run" / "curves.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["val_masked_lm_accuracy"]]
+    assert len(rows) == len(list((tmp_path / "run" / "snapshots").iterdir())) == 3
+    # Only how and when are left to chance; the most frequent piece alone gives 0.2.
+    assert float(rows[-1]["val_masked_lm_accuracy"]) > 0.5
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+    pretrainer = kbl.tasks.BertPretrainer.from_pretrained(tmp_path / "run" / "hf")
+    for animal, food in FOOD.items():
+        ((filling, *_),) = pretrainer.fill_mask(f"The old {animal} eats [MASK] often.")[0]
+        assert filling.token == food
+
+    classifier = kbl.tasks.TextClassifier.from_pretrained(tmp_path / "run" / "hf", labels=sorted(FOOD.values()))
+    classifier.compile(kbl.training.adamw(1e-3, warmup_steps=2, total_steps=24))
+    texts = [f"A {how} {animal}." for how in ("small", "big", "old", "young") for animal in FOOD]
+    classifier.fit(texts, [FOOD[text.split()[-1][:-1]] for text in texts], batch_size=8, epochs=8, verbose=0)
+    guessed = classifier.predict([f"That {animal}." for animal in FOOD], verbose=0).argmax(-1)
+    assert [classifier.labels[i] for i in guessed] == list(FOOD.values())
