@@ -32,6 +32,7 @@ def commands(options: argparse.Namespace, folder: Path) -> list[list[str]]:
         ["memory"],
         ["growth"],
         ["training_memory"],
+        ["pretraining_speed"],
         ["scaling"],
         ["tokenizer", *_corpora(options, folder)],
     ]
