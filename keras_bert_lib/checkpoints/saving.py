@@ -100,6 +100,8 @@ def save_hf(
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
         (partial / hub.CONFIG_FILE).write_text(text, encoding="utf-8")
         save_file(tensors, partial / hub.WEIGHTS_FILE, metadata={"format": "pt"})
+        # Which is made for its owner's eyes alone; here as any other file.
+        (partial / hub.WEIGHTS_FILE).chmod((partial / hub.CONFIG_FILE).stat().st_mode)
         if tokenizer is not None:
             longest = config.encoder_arguments["max_sequence_length"]
             save_tokenizer(tokenizer, partial, max_sequence_length=longest)

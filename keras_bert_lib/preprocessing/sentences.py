@@ -11,10 +11,11 @@ _BOUNDARY = re.compile(r"""(?<=[.!?…])(?P<closing>["'”’»)\]]*)\s+(?=["'�
 _ABBREVIATIONS = frozenset(
     """
     mr mrs ms mx dr prof rev hon st sr jr gen col maj capt lt sgt adm gov sen rep pres messrs mme mlle
-    vs etc e.g i.e cf viz al ca approx fig figs eq no nos vol vols pp ed eds ch sec art
-    jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun a.m p.m u.s u.k inc ltd co corp
+    vs e.g i.e cf viz ca approx jan feb apr aug sept oct nov dec u.s u.k inc ltd co corp
     """.split()  # noqa: SIM905 - a list of as many literals is no text
 )
+# Words whose full stop ends none where a number follows, and which else are words of their own.
+_BEFORE_NUMBERS = frozenset("no nos fig figs eq p pp vol vols ch sec art".split())  # noqa: SIM905
 _LAST_WORD = re.compile(r"([^\W\d_]+(?:\.[^\W\d_]+)*)\.$")
 # Characters of a sentence's end that are looked at, so that a paragraph takes no time in square: more than the longest
 # abbreviation has.
@@ -40,7 +41,7 @@ def split_sentences(text: str) -> list[str]:
     sentences, start = [], 0
     for boundary in _BOUNDARY.finditer(text):
         end = boundary.end("closing")
-        if not boundary["closing"] and _is_abbreviation(text[max(start, end - _END) : end]):
+        if not boundary["closing"] and _is_abbreviation(text[max(start, end - _END) : end], text[boundary.end()]):
             continue
         sentences.append(text[start:end])
         start = boundary.end()
@@ -48,9 +49,11 @@ def split_sentences(text: str) -> list[str]:
     return [sentence.strip() for sentence in sentences if sentence.strip()]
 
 
-def _is_abbreviation(end: str) -> bool:
+def _is_abbreviation(end: str, following: str) -> bool:
     word = _LAST_WORD.search(end)
     # "I" is a word more often than an initial.
     return word is not None and (
-        word[1].lower() in _ABBREVIATIONS or (len(word[1]) == 1 and word[1].isupper() and word[1] != "I")
+        word[1].lower() in _ABBREVIATIONS
+        or (following.isdigit() and word[1].lower() in _BEFORE_NUMBERS)
+        or (len(word[1]) == 1 and word[1].isupper() and word[1] != "I")
     )

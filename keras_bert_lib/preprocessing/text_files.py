@@ -34,14 +34,16 @@ def find_files(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[p
         FileNotFoundError: if a path is missing, a pattern matches nothing, or there is neither.
     """
     found: dict[pathlib.Path, None] = {}
-    for pattern in map(os.fspath, [files] if isinstance(files, str | os.PathLike) else files):
-        paths = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
+    for pattern in map(os.path.expanduser, [files] if isinstance(files, str | os.PathLike) else files):
+        paths = (
+            [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        )
         if not paths:
             what = "is a directory" if os.path.isdir(pattern) else "is no file"
             raise FileNotFoundError(
                 f"{pattern!r} {what}. Pass paths of text files, or patterns such as 'corpus/*.txt'."
             )
-        found.update(dict.fromkeys(map(pathlib.Path, paths)))
+        found.update(dict.fromkeys(pathlib.Path(os.path.abspath(path)) for path in paths))
     if not found:
         raise FileNotFoundError("There are no files. Received an empty list. Pass paths or patterns of text files.")
     return list(found)

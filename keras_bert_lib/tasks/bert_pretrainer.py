@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MaskedLMHead, NextSentenceHead
 from keras_bert_lib.tasks.text_task import symbolic_inputs
-from keras_bert_lib.training import FunctionalModel
+from keras_bert_lib.training import FunctionalModel, PretrainingData
 
 
 class Filling(NamedTuple):
@@ -128,10 +128,37 @@ class BertPretrainer(FunctionalModel):
                 for name in self.output_names
             }
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
-            weighted_metrics = {
-                name: [keras.metrics.SparseCategoricalAccuracy("accuracy")] for name in self.output_names
-            }
+            # Keras puts the output's name before that of a metric where there are several outputs.
+            name = "accuracy" if len(self.output_names) > 1 else "masked_lm_accuracy"
+            weighted_metrics = {output: [keras.metrics.SparseCategoricalAccuracy(name)] for output in self.output_names}
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+
+    def fit(self, x: Any = None, *args, **kwargs) -> keras.callbacks.History:
+        """`keras.Model.fit`; refuses `PretrainingData` that are not made for this model."""
+        for data in (x, kwargs.get("validation_data")):
+            self._refuse_unfit(data)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args, **kwargs) -> Any:
+        """`keras.Model.evaluate`; of `PretrainingData` one epoch, if they are made for this model."""
+        self._refuse_unfit(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def _refuse_unfit(self, data: Any) -> None:
+        if not isinstance(data, PretrainingData):
+            return
+        has_pairs, has_head = data.pairs is not None, self.next_sentence is not None
+        if has_pairs != has_head:
+            raise ValueError(
+                f"Pairs and the head for them go together. Received: data with pairs={data.pairs!r} for a "
+                f"BertPretrainer with next_sentence={has_head}. Make it with next_sentence={has_pairs}, or the data "
+                "with other `pairs`."
+            )
+        if data.packing != ("first_positions" in self.encoder.input):
+            raise ValueError(
+                "Packed batches need a packed encoder, and a packed encoder needs them. Received: data with "
+                f"packing={data.packing}. Build the encoder with packed={data.packing}."
+            )
 
     def fill_mask(self, texts: str | Sequence[str], top: int = 5) -> list[list[list[Filling]]]:
         """The likeliest pieces for each [MASK] that is written in texts.
@@ -142,7 +169,8 @@ class BertPretrainer(FunctionalModel):
         Returns:
             For each text, for each of its masks in order, `top` `Filling`, the likeliest first.
         Raises:
-            ValueError: if there is no preprocessor, or a text has no mask, or it was cut off.
+            ValueError: if there is no preprocessor, a text has no mask, or it was cut off, or there are not so many
+                pieces.
         Example:
         ```python
         pretrainer.fill_mask("She opened the [MASK].", top=2)  # [[[Filling("door", 0.31), Filling("window", 0.12)]]]
@@ -150,6 +178,9 @@ class BertPretrainer(FunctionalModel):
         """
         if self.preprocessor is None:
             raise ValueError("fill_mask needs the vocabulary. Make the BertPretrainer with a `preprocessor`.")
+        if not 1 <= top <= self.masked_lm.embeddings.vocabulary_size:
+            pieces = self.masked_lm.embeddings.vocabulary_size
+            raise ValueError(f"`top` must be from 1 to {pieces}, the number of pieces. Received: top={top}.")
         texts = [texts] if isinstance(texts, str) else list(texts)
         config = self.preprocessor.get_config()
         tokenizer = self.preprocessor.tokenizer
@@ -166,6 +197,8 @@ class BertPretrainer(FunctionalModel):
             )
         count = is_mask.sum(axis=1)
         positions = np.argsort(~is_mask, axis=1, kind="stable")[:, : count.max()].astype("int32")
+        if "first_positions" in self.encoder.input:
+            features["first_positions"] = tf.zeros([len(texts), 1], tf.int32)
         outputs = self({**features, "mask_positions": tf.constant(positions)}, training=False)
         probabilities, ids = tf.math.top_k(tf.nn.softmax(outputs["masked_lm"]), top)
         pieces = tokenizer.get_vocabulary()

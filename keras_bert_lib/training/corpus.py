@@ -41,7 +41,7 @@ class TokenizedCorpus:
             Several processes may ask for it at once. One that is killed leaves a hidden directory beside it. `None`: in
             a temporary directory, as long as this object lives.
         split_sentences: Cuts a line into sentences, where lines are paragraphs: `kbl.preprocessing.split_sentences`, or
-            any function of a string to several.
+            any function of a string to several. In `directory` it is known by its name alone.
     Attributes:
         tokens: uint16 or uint32 [num_tokens]: the ids of all sentences, end to end.
         num_documents, num_sentences, num_tokens: Counts.
@@ -77,7 +77,7 @@ class TokenizedCorpus:
         if directory is None:
             directory = tempfile.mkdtemp(prefix="corpus-")
             weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        self.directory = pathlib.Path(os.path.abspath(directory))  # whatever the process changes to
+        self.directory = pathlib.Path(os.path.realpath(os.path.expanduser(directory)))  # a link cannot be replaced
         if not (self.directory / _FACTS).exists():
             if files is None:
                 raise FileNotFoundError(f"There is no corpus in {self.directory}. Pass the `files` to make it of.")
@@ -140,6 +140,8 @@ def _mapped(path: pathlib.Path, dtype: type) -> np.ndarray:
 def _hash(tokenizer: WordPieceTokenizer) -> str:
     """Of all that ids and special tokens depend on."""
     config = tokenizer.get_config()
+    if config["strip_accents"] is None:  # which says the same as what it stands for
+        config["strip_accents"] = config["lowercase"]
     config = {name: config[name] for name in sorted(config.keys() - {"name", "dtype", "trainable", "backend"})}
     return hashlib.sha256(json.dumps(config).encode()).hexdigest()
 
@@ -192,7 +194,8 @@ def _write(directory: pathlib.Path, paths: list[pathlib.Path], tokenizer, split,
     """Tokenize into a directory beside, which then takes its place."""
     if os.path.lexists(directory) and not (directory / _FACTS).exists():  # another process may just have made it
         taken = "a file" if not directory.is_dir() else "a mount point" if os.path.ismount(directory) else None
-        if taken or any(directory.iterdir()):
+        holds_other = taken or (any(directory.iterdir()) and not (directory / _FACTS).exists())
+        if holds_other:
             raise ValueError(
                 f"The directory of a corpus must be a new or an empty one. Received: {directory}, which is "
                 f"{taken or 'a directory that holds something else'}. Pass another, for instance one in it."

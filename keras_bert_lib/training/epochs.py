@@ -36,6 +36,13 @@ class Epochs:
         return batches.apply(tf.data.experimental.assert_cardinality(self.num_batches))
 
 
+def agree_on_seed(data: Epochs, strategy: tf.distribute.Strategy) -> Epochs:
+    """`data` with one seed on all workers: each has drawn its own, and each takes its share of the same batches."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        data.seed = int(strategy.gather(tf.constant([data.seed], tf.int64), axis=0)[0])
+    return data
+
+
 class EpochsInMemory(Epochs):
     """Epochs of examples in memory.
 

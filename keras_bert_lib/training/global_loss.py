@@ -31,7 +31,7 @@ class GlobalLoss:
         self._loss = loss
         self._loss_weights = loss_weights
         self._output_names = output_names
-        self.metrics = []  # one Mean per loss, where there are several: Keras shows them beside the total
+        self.metrics = []  # one Mean per loss, where there are several or they are named: shown beside the total
         self.built = False
 
     def build(self, y, y_pred):
@@ -47,7 +47,7 @@ class GlobalLoss:
         weights = _align(1.0 if self._loss_weights is None else self._loss_weights, self._names, "loss_weights")
         used = [(n, w) for n, w, loss in zip(self._names, weights, self._losses, strict=True) if loss is not None]
         self.loss_weights = [1.0 if weight is None else float(weight) for _, weight in used]
-        if len(used) > 1:
+        if len(used) > 1 or isinstance(self._loss, dict):
             self.metrics = [keras.metrics.Mean(name=f"{name}_loss") for name, _ in used]
         self.built = True
 

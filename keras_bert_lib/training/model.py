@@ -12,7 +12,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_bert_lib.training.epochs import Epochs
+from keras_bert_lib.training.epochs import Epochs, agree_on_seed
 from keras_bert_lib.training.global_loss import GlobalLoss
 from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, update
 from keras_bert_lib.training.resume import resuming
@@ -174,7 +174,8 @@ class Model(keras.Model):
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         del arguments["self"]
         if isinstance(arguments.get("validation_data"), Epochs):
-            arguments["validation_data"] = arguments["validation_data"].epoch()
+            data = agree_on_seed(arguments["validation_data"], self.distribute_strategy)
+            arguments["validation_data"] = data.epoch()
         with resuming(self, arguments) as arguments, _naming_lost_workers(self.distribute_strategy):
             of_outer_fit = self._steps_per_epoch, self._step
             data, per_epoch = arguments.get("x"), arguments.get("steps_per_epoch")
@@ -196,7 +197,9 @@ class Model(keras.Model):
     @functools.wraps(keras.Model.evaluate, assigned=())
     def evaluate(self, x=None, *args, **kwargs):
         """`keras.Model.evaluate`; of `kbl.training.PretrainingData` one epoch."""
-        return super().evaluate(x.epoch() if isinstance(x, Epochs) else x, *args, **kwargs)
+        if isinstance(x, Epochs):
+            x = agree_on_seed(x, self.distribute_strategy).epoch()
+        return super().evaluate(x, *args, **kwargs)
 
     @contextlib.contextmanager
     def taking_up(self, steps: int, drop: Callable[[Any], None]):

@@ -178,7 +178,7 @@ class PretrainingData(Epochs):
     def dataset(self, position: int = 0) -> tf.data.Dataset:
         """All epochs, from the batch `position` on, counted from the first batch of epoch 0.
 
-        Batches of its epoch before it are planned but not made: more than ten million tokens a second.
+        Batches of its epoch before it are planned but not made: millions of tokens a second.
         """
         batch, length = self.batch_size, self.sequence_length
         shapes = {name: [batch, length] for name in ("token_ids", "segment_ids", "padding_mask")}

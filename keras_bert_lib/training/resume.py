@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert_lib.training.epochs import Epochs, cardinality, epochs_of_arrays
+from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, epochs_of_arrays
 from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
 from keras_bert_lib.training.step_report import fingerprint
 
@@ -326,8 +326,7 @@ def _check_data(start: Checkpoint, data: Any, per_epoch: int | None, step: int, 
 def _epochs(model, arguments: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
     """What changes of the arguments of `fit` on `Epochs` that start at a step of an epoch."""
     data = arguments["x"]
-    if _has_peers(model):  # each has drawn a seed, and each takes its share of the same batches
-        data.seed = int(model.distribute_strategy.gather(tf.constant([data.seed]), axis=0)[0])
+    agree_on_seed(data, model.distribute_strategy)
     per_epoch = arguments.get("steps_per_epoch") or data.num_batches
     return {"x": data.dataset(epoch * per_epoch + step), "steps_per_epoch": per_epoch, "shuffle": False}
 

@@ -14,7 +14,7 @@ class StepReport(NamedTuple):
 
     Fields:
         steps: int32, number of steps.
-        real_tokens: float32, tokens of these steps whose `padding_mask` is 1; 0 for a model without a `padding_mask`.
+        real_tokens: float32, tokens of these steps whose `padding_mask` is not 0; 0 for a model without one.
         positions: float32, their positions, padding counted; 0 likewise.
         gradient_norm: float32, of the last step: norm of all gradients together, before they are clipped.
         losses: float32 [1 + losses], of the last step: the additional losses together, then each compiled loss.
@@ -52,7 +52,7 @@ def count_tokens(x) -> tf.Tensor:
     mask = x.get("padding_mask") if isinstance(x, dict) else None
     if mask is None:
         return tf.zeros(2)
-    return tf.stack([tf.reduce_sum(tf.cast(mask, tf.float32)), tf.cast(tf.size(mask), tf.float32)])
+    return tf.stack([tf.math.count_nonzero(mask, dtype=tf.float32), tf.cast(tf.size(mask), tf.float32)])
 
 
 def fingerprint(x) -> tf.Tensor:

@@ -43,3 +43,8 @@ def test_time_is_linear_in_hostile_text(unit):
     started = time.process_time()
     split_sentences(text)
     assert time.process_time() - started < 3
+
+
+def test_words_that_are_abbreviations_before_numbers_alone():
+    sentences = ["Look at fig. 3 and no. 7.", "She said no.", "It was art.", "Then he sat.", "He saw the sun.", "Why?"]
+    assert split_sentences(" ".join(sentences)) == sentences

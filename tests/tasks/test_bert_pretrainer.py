@@ -201,3 +201,87 @@ def test_trains_under_a_strategy_as_on_one_device(tmp_path, packing):
     assert one.keys() == two.keys()
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, rtol=1e-4, err_msg=name)
+
+
+def test_masked_lm_alone_has_the_same_names_and_weighs_masked_tokens():
+    pretrainer = _pretrainer(next_sentence=False)
+    pretrainer.compile("sgd")
+    features, targets, weights = _batch()
+    targets, many = {"masked_lm": targets["masked_lm"]}, {"masked_lm": weights["masked_lm"]}
+    few = {"masked_lm": np.copy(many["masked_lm"])}
+    few["masked_lm"][:, 1:] = 0
+    one, other, both = (
+        pretrainer.evaluate(dataset, return_dict=True, verbose=0)
+        for dataset in (
+            tf.data.Dataset.from_tensors((features, targets, many)),
+            tf.data.Dataset.from_tensors((features, targets, few)),
+            tf.data.Dataset.from_tensors((features, targets, many)).concatenate(
+                tf.data.Dataset.from_tensors((features, targets, few))
+            ),
+        )
+    )
+    assert set(both) == {"loss", "masked_lm_loss", "masked_lm_accuracy"}
+    expected = (3 * one["masked_lm_loss"] + other["masked_lm_loss"]) / 4
+    assert both["masked_lm_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ({}, {"pairs": None}, "Pairs and the head for them go together.*Make it with next_sentence=False"),
+        ({"next_sentence": False}, {}, "pairs='next_sentence' for a BertPretrainer with next_sentence=False"),
+        ({}, {"packing": True}, "Received: data with packing=True. Build the encoder with packed=True"),
+        ({"packed": True}, {}, "Received: data with packing=False. Build the encoder with packed=False"),
+    ],
+)
+def test_data_that_are_made_for_another_model(tmp_path, model, data, message):
+    pretrainer = _pretrainer(**model)
+    pretrainer.compile("sgd")
+    data = pretraining_dataset(_corpus(tmp_path / "corpus.txt"), _tokenizer(), 24, batch_size=4, **data)
+    with pytest.raises(ValueError, match=message):
+        pretrainer.fit(data)
+    with pytest.raises(ValueError, match=message):
+        pretrainer.evaluate(data)
+
+
+def test_packed_batches_count_each_real_token_once(tmp_path):
+    data = pretraining_dataset(
+        _corpus(tmp_path / "corpus.txt"), _tokenizer(), 64, batch_size=4, packing=True, short_rate=1.0, seed=0
+    )
+    keras.utils.set_random_seed(0)
+    encoder = models.bert(len(PIECES), **SIZES, max_sequence_length=64, packed=True)
+    pretrainer = BertPretrainer(encoder)
+    pretrainer.compile("sgd")
+    pretrainer.fit(data, steps_per_epoch=1, verbose=0)
+    features, *_ = next(iter(data.dataset()))
+    assert features["padding_mask"].numpy().max() > 1
+    assert int(pretrainer.step_report.real_tokens) == int((features["padding_mask"].numpy() > 0).sum())
+
+
+def test_fill_mask_of_a_packed_encoder():
+    ordinary, packed = _pretrainer(), _pretrainer(packed=True)
+    packed.set_weights(ordinary.get_weights())
+    for one, other in zip(
+        ordinary.fill_mask("a [MASK] film")[0][0], packed.fill_mask("a [MASK] film")[0][0], strict=True
+    ):
+        assert one.token == other.token
+        assert one.probability == pytest.approx(other.probability, rel=1e-4)
+
+
+def test_fill_mask_with_more_pieces_than_there_are():
+    with pytest.raises(
+        ValueError, match=f"`top` must be from 1 to {len(PIECES)}, the number of pieces. Received: top=99"
+    ):
+        _pretrainer().fill_mask("a [MASK] film", top=99)
+
+
+def test_the_model_in_the_package_fills_gaps():
+    pretrainer = BertPretrainer.from_pretrained("kbl-mini")
+    gaps = {
+        "She opened the [MASK] and went into the room.": "door",
+        "They had not seen [MASK] other for years.": "each",
+    }
+    for text, word in gaps.items():
+        ((best, *_),) = pretrainer.fill_mask(text)[0]
+        assert best.token == word
+    assert pretrainer.next_sentence is not None
