@@ -187,7 +187,7 @@ def test_from_pretrained_gives_back_what_was_saved(tmp_path, next_sentence):
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_trains_under_a_strategy_as_on_one_device(tmp_path, packing):
+def test_trains_under_a_strategy_as_on_one_device(tmp_path, mirrored, packing):
     path = _corpus(tmp_path / "corpus.txt")
 
     def losses(strategy):
@@ -197,7 +197,7 @@ def test_trains_under_a_strategy_as_on_one_device(tmp_path, packing):
         data = pretraining_dataset(path, _tokenizer(), 24, batch_size=4, packing=packing, seed=0)
         return pretrainer.fit(data, epochs=1, steps_per_epoch=5, verbose=0).history
 
-    one, two = losses(tf.distribute.get_strategy()), losses(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    one, two = losses(tf.distribute.get_strategy()), losses(mirrored)
     assert one.keys() == two.keys()
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, rtol=1e-4, err_msg=name)
