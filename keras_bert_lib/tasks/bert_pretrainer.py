@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -182,13 +183,8 @@ class BertPretrainer(FunctionalModel):
             pieces = self.masked_lm.embeddings.vocabulary_size
             raise ValueError(f"`top` must be from 1 to {pieces}, the number of pieces. Received: top={top}.")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        config = self.preprocessor.get_config()
         tokenizer = self.preprocessor.tokenizer
-        spelling = type(tokenizer).from_config({**tokenizer.get_config(), "special_tokens_in_text": True})
-        preprocessor = type(self.preprocessor).from_config(
-            {**config, "tokenizer": keras.saving.serialize_keras_object(spelling)}
-        )
-        features = preprocessor(texts)
+        features = self._reads_special_tokens(texts)
         is_mask = features["token_ids"].numpy() == tokenizer.token_to_id(tokenizer.mask_token)
         if not is_mask.any(axis=1).all():
             text = texts[int(np.argmin(is_mask.any(axis=1)))]
@@ -209,6 +205,15 @@ class BertPretrainer(FunctionalModel):
             ]
             for ids_of_text, probabilities_of_text, masks in zip(ids.numpy(), probabilities.numpy(), count, strict=True)
         ]
+
+    # Once: of a large vocabulary it takes a while. It goes around Keras, which would take it for a part of the model.
+    @functools.cached_property
+    def _reads_special_tokens(self) -> keras.layers.Layer:
+        """The preprocessor, but a [MASK] that is written in a text is one."""
+        tokenizer = self.preprocessor.tokenizer
+        spelling = type(tokenizer).from_config({**tokenizer.get_config(), "special_tokens_in_text": True})
+        config = {**self.preprocessor.get_config(), "tokenizer": keras.saving.serialize_keras_object(spelling)}
+        return type(self.preprocessor).from_config(config)
 
     def get_config(self) -> dict[str, Any]:
         preprocessor = self.preprocessor and keras.saving.serialize_keras_object(self.preprocessor)

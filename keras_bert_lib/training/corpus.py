@@ -194,8 +194,7 @@ def _write(directory: pathlib.Path, paths: list[pathlib.Path], tokenizer, split,
     """Tokenize into a directory beside, which then takes its place."""
     if os.path.lexists(directory) and not (directory / _FACTS).exists():  # another process may just have made it
         taken = "a file" if not directory.is_dir() else "a mount point" if os.path.ismount(directory) else None
-        holds_other = taken or (any(directory.iterdir()) and not (directory / _FACTS).exists())
-        if holds_other:
+        if taken or (any(directory.iterdir()) and not (directory / _FACTS).exists()):
             raise ValueError(
                 f"The directory of a corpus must be a new or an empty one. Received: {directory}, which is "
                 f"{taken or 'a directory that holds something else'}. Pass another, for instance one in it."

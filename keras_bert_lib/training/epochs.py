@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import keras
 import tensorflow as tf
 
 
-class Epochs:
+class Epochs(abc.ABC):
     """Batches, epoch after epoch: which examples a batch holds follows from the seed, the epoch and the step.
 
     So a run that was interrupted goes on with the batch that it would have met, without reading those before it.
@@ -26,9 +27,9 @@ class Epochs:
         self.seed = random.randrange(2**31) if seed is None else seed
         self.identity = identity
 
+    @abc.abstractmethod
     def dataset(self, position: int = 0) -> tf.data.Dataset:
         """All epochs, from the batch `position` on, counted from the first batch of epoch 0."""
-        raise NotImplementedError
 
     def epoch(self, number: int = 0) -> tf.data.Dataset:
         """One epoch, as `evaluate` takes it."""

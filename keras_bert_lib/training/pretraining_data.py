@@ -91,9 +91,9 @@ def pretraining_dataset(
         masker = MaskedLMMasker(tokenizer, math.ceil(MaskedLMMasker.RATE * sequence_length))
     elif masker.tokenizer.get_vocabulary() != tokenizer.get_vocabulary():
         raise ValueError("`masker` hides tokens of another vocabulary. Make it with the tokenizer of the corpus.")
-    is_corpus = isinstance(files, TokenizedCorpus)
-    corpus = files if is_corpus else TokenizedCorpus(files, tokenizer, directory, split_sentences)
-    return PretrainingData(corpus, sequence_length, batch_size, pairs, packing, masker, short_rate, duplicates, seed)
+    if not isinstance(files, TokenizedCorpus):
+        files = TokenizedCorpus(files, tokenizer, directory, split_sentences)
+    return PretrainingData(files, sequence_length, batch_size, pairs, packing, masker, short_rate, duplicates, seed)
 
 
 class PretrainingData(Epochs):
