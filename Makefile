@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up .venv by themselves and need nothing but Python 3.10 or newer (tried with 3.11).
+# `make demo` and `make test` set up .venv by themselves and need nothing but Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 

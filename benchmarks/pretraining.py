@@ -208,13 +208,34 @@ def fine_tuned(checkpoint: Path, task: Task, rate: float, seed: int, scratch: bo
     return float(np.mean([labels[i] == label for i, label in zip(guessed, task.test[1], strict=True)]))
 
 
-def best_rate(checkpoint: Path, task: Task, row: str) -> float:
-    """Of `RATES`, the one that is best on a tenth of the training texts after training on the others."""
-    examples = list(zip(*task.train, strict=True))
-    random.Random(0).shuffle(examples)
-    cut = len(examples) * 9 // 10
-    tuning = _task(examples[:cut], examples[cut:])
-    return max(RATES[row], key=lambda rate: fine_tuned(checkpoint, tuning, rate, 100, row == "scratch"))
+class FineTunings:
+    """Accuracies that are kept in a file, one line each: hours of work that a stop must not lose."""
+
+    def __init__(self, file: Path, checkpoints: dict[str, Path]):
+        self.file = file
+        self.checkpoints = checkpoints
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        self.known = {tuple(key): accuracy for *key, accuracy in map(json.loads, lines)}
+
+    def accuracy(self, name: str, task: Task, row: str, rate: float, seed: int | str) -> float:
+        """Of one fine-tuning; `name` and `seed` tell it from the others."""
+        key = (name, row, rate, seed)
+        if key not in self.known:
+            started = time.monotonic()
+            number = 100 if seed == "tuning" else seed
+            self.known[key] = fine_tuned(self.checkpoints[row], task, rate, number, row == "scratch")
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([*key, self.known[key]]) + "\n")
+            print(f"{name}, {row} at {rate:g}, seed {seed}: {self.known[key]:.4f}, {time.monotonic() - started:.0f} s")
+        return self.known[key]
+
+    def best_rate(self, name: str, task: Task, row: str) -> float:
+        """Of `RATES`, the one that is best on a tenth of the training texts after training on the others."""
+        examples = list(zip(*task.train, strict=True))
+        random.Random(0).shuffle(examples)
+        cut = len(examples) * 9 // 10
+        tuning = _task(examples[:cut], examples[cut:])
+        return max(RATES[row], key=lambda rate: self.accuracy(name, tuning, row, rate, "tuning"))
 
 
 def _forget(encoder: keras.Model) -> None:
@@ -223,20 +244,15 @@ def _forget(encoder: keras.Model) -> None:
     encoder.set_weights(new.get_weights())
 
 
-def worth(checkpoints: dict[str, Path], data: Path, options: argparse.Namespace) -> list[str]:
+def worth(fine_tunings: FineTunings, data: Path, options: argparse.Namespace) -> list[str]:
+    checkpoints = fine_tunings.checkpoints
     lines = ["| task | " + " | ".join(ROWS[row] for row in checkpoints) + " |", "|---|" + "---:|" * len(checkpoints)]
     for name, load in TASKS.items():
         task, cells = load(data), []
-        for row, directory in checkpoints.items():
+        for row in checkpoints:
             seeds = range(options.seeds if row != "minilm" else options.minilm_seeds)
-            rate, scores = best_rate(directory, task, row), []
-            for seed in seeds:
-                started = time.monotonic()
-                scores.append(100 * fine_tuned(directory, task, rate, seed, row == "scratch"))
-                print(
-                    f"{name}, {row} at {rate:g}, seed {seed}: {scores[-1]:.2f} % in {time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
+            rate = fine_tunings.best_rate(name, task, row)
+            scores = [100 * fine_tunings.accuracy(name, task, row, rate, seed) for seed in seeds]
             spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else " (one seed)"
             cells.append(f"{statistics.mean(scores):.2f}{spread}")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
@@ -277,7 +293,7 @@ def main() -> None:
     ]
     lines += ["", "## Held-out books", "", *knowledge(options.run, snapshots, options.data)]
     lines += ["", "## Fine-tuned: accuracy, % (mean and standard deviation over seeds)", ""]
-    lines += worth(checkpoints, options.data, options)
+    lines += worth(FineTunings(options.run / "fine_tunings.jsonl", checkpoints), options.data, options)
     options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.copy(options.run / "curves.png", options.output.with_suffix(".png"))
     print("\n".join(lines))

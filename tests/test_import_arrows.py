@@ -15,7 +15,7 @@ ARROWS = {
     "checkpoints": {"layers", "models", "preprocessing"},
     "training": {"preprocessing"},
     "tasks": {"checkpoints", "layers", "preprocessing", "training"},
-    "export": {"preprocessing"},
+    "export": {"layers", "preprocessing"},
 }
 # Loaded by the function that needs it: `import keras_bert_lib` stays light.
 LAZY = {"tensorflow_text", "matplotlib", "safetensors", "huggingface_hub", "tokenizers", "sentencepiece"}

@@ -1,15 +1,31 @@
 """Asks a SavedModel where neither Keras nor this library can be imported: `self_check.py` runs this file as a script.
 
-Reads one JSON object from standard input, {"directory": ..., "requests": [{input: [string, ...]}, ...]}, and prints
-one line, [{output: [...]}, ...]. Nothing but TensorFlow and the compiled ops of tensorflow_text takes part.
+Reads one JSON object from standard input, {"directory": ..., "requests": [[signature, {input: tensor, ...}], ...]}, and
+prints one line, [{output: tensor, ...}, ...]. A tensor is a pair of its dtype and its bytes, as `packed` writes them.
+Nothing but TensorFlow and the compiled ops of tensorflow_text takes part.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import pathlib
 import sys
+
+
+def packed(tensor) -> list[str]:
+    """A tensor for JSON, to the last bit."""
+    import tensorflow as tf
+
+    return [tensor.dtype.name, base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode()]
+
+
+def unpacked(dtype: str, text: str):
+    """The tensor again."""
+    import tensorflow as tf
+
+    return tf.io.parse_tensor(base64.b64decode(text), dtype)
 
 
 def main() -> None:
@@ -22,18 +38,12 @@ def main() -> None:
         for library in pathlib.Path(text.submodule_search_locations[0]).glob("python/ops/*.so"):
             tf.load_op_library(str(library))
     job = json.load(sys.stdin)
-    model = tf.saved_model.load(job["directory"])
-    signature = model.signatures["serving_default"]
+    signatures = tf.saved_model.load(job["directory"]).signatures
     answers = []
-    for request in job["requests"]:
-        outputs = signature(**{name: tf.constant(texts) for name, texts in request.items()})
-        answers.append({name: plain(tensor.numpy()) for name, tensor in outputs.items()})
+    for signature, inputs in job["requests"]:
+        outputs = signatures[signature](**{name: unpacked(*tensor) for name, tensor in inputs.items()})
+        answers.append({name: packed(tensor) for name, tensor in outputs.items()})
     print(json.dumps(answers))
-
-
-def plain(array) -> list:
-    """Numbers as nested lists, strings as one flat list."""
-    return [text.decode() for text in array.flat] if array.dtype == object else array.tolist()
 
 
 if __name__ == "__main__":

@@ -1,143 +1,198 @@
-"""One SavedModel out of a trained task: strings in, answers out, weights and vocabulary inside."""
+"""One SavedModel out of a trained model: strings in, answers out, weights and vocabulary inside."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pathlib
-import re
-import secrets
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
-from keras_bert_lib.export.self_check import compare, fresh_process
-from keras_bert_lib.export.serving_rules import unservable
+from keras_bert_lib.export.model_card import write_model_card
+from keras_bert_lib.export.self_check import (
+    TEXTS,
+    TOLERANCE,
+    check_answers,
+    expected_answers,
+    fresh_process,
+    largest_difference,
+)
+from keras_bert_lib.export.server_files import check_batch_sizes, write_server_files
+from keras_bert_lib.export.serving_rules import op_contract
+from keras_bert_lib.export.signatures import signatures_of
+from keras_bert_lib.export.versions import NewVersion
+from keras_bert_lib.layers import frozen
 
-# How far an answer may be from the task's own. A byte more or less in the middle of an encoder is not an error.
-_TOLERANCES = {"float32": 1e-5, "int8": 2e-2}
+Precision = Literal["float32", "bfloat16", "int8"]
+
+# How far an answer may be from the model's own. In the lower precisions it may also be as far as two answers can be
+# that are each as far from float32 as the model's: a last bit rounded otherwise moves an 8-bit integer.
+_TOLERANCES = {"float32": TOLERANCE, "bfloat16": 2e-2, "int8": 2e-2}
 
 
 def saved_model(
-    task: keras.Model,
+    model: keras.Model,
     directory: str | os.PathLike,
     labels: Sequence[str] | None = None,
     *,
+    preprocessor: keras.layers.Layer | None = None,
     pairs: bool = False,
-    precision: Literal["float32", "int8"] = "float32",
+    precision: Precision = "float32",
+    sequence_length: int | None = None,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    texts: Sequence[str] = TEXTS,
+    metrics: Mapping[str, float] | None = None,
     check: bool = True,
 ) -> pathlib.Path:
-    """Writes `task` as a version folder that TF Serving 2.20 or newer answers from.
+    """Writes a model as a version that TF Serving 2.20 or newer answers from.
 
-    The signature `serving_default` takes raw strings [B]: `text`, or `first` and `second` for pairs. It gives what
-    `task.serving_outputs` gives: `probabilities` float32 [B, C] and `label` string [B] for a classifier. B is free.
-    `assets/vocab.txt` is for people; the graph holds the vocabulary itself.
+    It has the signatures that it can answer:
 
-    The export computes in float32 also when the task was trained under `mixed_bfloat16` or `mixed_float16`, whose
-    weights are float32 anyway: a server's CPU is often slower in half precision. Its probabilities can differ from the
-    mixed task's own in the third decimal.
+    - `serving_default`: strings [B], `text`, or `first` and `second`. A classifier answers `probabilities` float32
+      [B, C] and `label` string [B]; of several labels `probabilities` and `labels` [B, C]; a regression `score` [B, C];
+      a text encoder `embedding` [B, D]; a bare encoder `pooled_output` [B, D].
+    - `token_ids`: `token_ids`, `segment_ids`, `padding_mask` int32 [B, S] to the same answers; of a bare encoder also
+      `sequence_output` [B, S, D]. Without a `preprocessor` this is `serving_default`, and the only one.
+    - `tokenize`: strings to `token_ids`, `segment_ids`, `padding_mask`.
+    - `embed`: strings to `embedding` float32 [B, D]: `pooled_output`, or the vector of a text encoder.
+    - `classify`: `inputs` string [B], serialized `tf.Example`s with the strings, to `classes` string and `scores`
+      float32 [B, C], for TF Serving's Classify. `regress`: the same to `outputs` float32 [B], for its Regress, of one
+      score.
 
-    A version appears whole or not at all: it is written to a hidden folder beside the target, asked a few sentences in
-    a fresh process where neither Keras nor this library can be imported, and then renamed.
+    The batch B is free. Outputs are float32, integers and strings, never half precision, never ragged.
+
+    Beside the graph lie `assets/vocab.txt` for people (the graph holds the vocabulary itself), `model_card.md`,
+    `batching_params.pbtxt`, and in `assets.extra/` the requests that the server warms up with and a `model.config`.
+
+    A version appears whole or not at all: it is written to a hidden folder beside its place, asked by every signature
+    in a fresh process where neither Keras nor this library can be imported, and then renamed.
 
     Args:
-        task: Trained task, such as `kbl.tasks.TextClassifier`, with its `preprocessor`, `serving_outputs` and `labels`.
-        directory: Version folder to create, named by a number: `saved_models/sst2/1`. Missing parents are made.
-        labels: Names of the C classes, in the order of the logits. `None` keeps `task.labels`.
+        model: Trained task, such as `kbl.tasks.TextClassifier`, with its `preprocessor` and `serving_outputs`; or a
+            functional model that takes a dict of token ids, such as an encoder.
+        directory: Folder of the model, `saved_models/sst2`, whose versions are numbered: the next free number is taken.
+            Or a version folder of your choice, named by a number: `saved_models/sst2/7`. Missing parents are made.
+        labels: Names of the C classes, in the order of the logits. `None` keeps `model.labels`.
+        preprocessor: Strings to what the model takes; `None` = that of the task.
         pairs: Whether a request holds two strings.
-        precision: "int8" multiplies in 8-bit integers (`task.frozen("int8")`), in about half the time and a third of
-            the bytes, for servers on x86 CPUs: the kernel is oneDNN's. Answers move in the second decimal; measure the
-            accuracy of yours.
+        precision: What the server computes in; inputs and outputs are the same for all.
+            "float32", also for a task that was trained under `mixed_bfloat16` or `mixed_float16`, whose weights are
+            float32 anyway. Its probabilities can differ from the mixed task's own in the third decimal.
+            "bfloat16": the encoder's products, for servers whose CPU has AVX512-BF16 or AMX, or with a GPU; slow on
+            others. The weights of its blocks lie in the graph, as constants of two bytes.
+            "int8": products of 8-bit integers (`kbl.layers.frozen`), in about half the time and a third of the bytes,
+            on x86 CPUs: the kernel is oneDNN's. Answers move in the second decimal; measure the accuracy of yours.
+        sequence_length: Width S of what the signature `token_ids` takes; `None` = that of the preprocessor, free if
+            that is.
+        batch_sizes: Of the warm-up requests, one each for every signature. The largest is what a batching server
+            computes at once.
+        texts: What the warm-up and the check ask. Real ones of yours tell more.
+        metrics: Figures for the model card, such as {"accuracy": 0.93}.
         check: Whether to ask the written model in a fresh process, which imports TensorFlow once more. Answers that
-            differ from the task's by more than 1e-5 (2e-2 in "int8") remove the version.
+            differ from the model's by more than 1e-5 remove the version; in the other precisions by more than 2e-2, or
+            twice what the precision itself moves them.
     Returns:
         Path of the version folder.
     Raises:
-        ValueError: if `directory` is not a local folder named by a number, if `labels` do not fit the task, if
-            `precision` is unknown or not to be had here, or if the graph holds what TF Serving cannot run; the op is
-            named.
+        ValueError: if `directory` is not a local folder, if an argument does not fit the model, if `precision` is
+            unknown or not to be had here, or if the graph holds what TF Serving cannot run; the op is named.
         FileExistsError: if the version exists.
         OSError: if the files cannot be written. `PermissionError` where the reason is a missing permission.
-        RuntimeError: if the written model does not load or does not answer as `task` does.
+        RuntimeError: if the written model does not load or does not answer as `model` does.
     Example:
     ```python
-    kbl.export.saved_model(classifier, "saved_models/sst2/1", labels=["negative", "positive"])
+    kbl.export.saved_model(classifier, "saved_models/sst2", labels=["negative", "positive"])  # saved_models/sst2/1
     ```
-    References: TensorFlow guide "Using the SavedModel format"; TensorFlow Serving guide "RESTful API".
+    References: TensorFlow guide "Using the SavedModel format"; TensorFlow Serving guides "RESTful API", "SavedModel
+    Warmup", "Configuration".
     """
     if precision not in _TOLERANCES:
         raise ValueError(f"`precision` must be one of {sorted(_TOLERANCES)}. Received: precision={precision!r}.")
-    version = _version_folder(directory)
-    names = ("first", "second") if pairs else ("text",)
-    with (
-        fresh_process() if check else contextlib.nullcontext() as process,
-        _float32_compute(task),
-        task.frozen("int8") if precision == "int8" else contextlib.nullcontext(),
-        _labels(task, labels),
-    ):
-        answer = _answer(task, labels)
-        signature = _trace(answer, names)
-        module = _module(signature, task.preprocessor)
+    check_batch_sizes(batch_sizes)
+    texts = _checked_texts(texts)
+    version = NewVersion(directory)
+    preprocessor = preprocessor or getattr(model, "preprocessor", None)
+    sequence_length = sequence_length or getattr(preprocessor, "sequence_length", None)
+    with fresh_process() if check else contextlib.nullcontext() as process, _labels(model, labels):
+        difference, tolerance = None, _TOLERANCES[precision]
+        if precision != "float32":
+            with _computing(model, "float32"):
+                exact = expected_answers(signatures_of(model, preprocessor, pairs, sequence_length), texts)
+        with _computing(model, precision):
+            signatures = signatures_of(model, preprocessor, pairs, sequence_length)
+            expected = expected_answers(signatures, texts)
+            if labels is not None and not {"label", "labels"} & expected[0].outputs.keys():
+                raise ValueError(
+                    f"`labels` were given, but the task answers {sorted(expected[0].outputs)}, without a label."
+                )
+            traced = {name: signature.trace() for name, signature in signatures.items()}
+        if precision != "float32":
+            difference = largest_difference(exact, expected)
+            tolerance = max(tolerance, 2 * difference)
+        module = _module(list(traced.values()), preprocessor)
         weights = sum(variable.shape.num_elements() * variable.dtype.size for variable in module.captured)
-        size = weights + signature.graph.as_graph_def().ByteSize()
-        with _renamed_into_place(version, size) as partial:
-            with _write_errors(version, size), _vocabulary_files(task.preprocessor) as module.assets:
-                tf.saved_model.save(module, str(partial), signatures={"serving_default": signature})
-            if reasons := unservable(partial):
-                raise ValueError(f"TF Serving cannot run this task, so nothing was written: {'; '.join(reasons)}.")
+        size = weights + sum(function.graph.as_graph_def().ByteSize() for function in traced.values())
+        with version.renamed_into_place(size) as partial:
+            with version.write_errors(size), _vocabulary_files(preprocessor) as module.assets:
+                tf.saved_model.save(module, str(partial), signatures=traced)
+            contract = op_contract(partial)
+            if contract.problems:
+                problems = "; ".join(contract.problems)
+                raise ValueError(f"TF Serving cannot run this model, so nothing was written: {problems}.")
             if process is not None:
-                compare(process, partial, names, answer, _TOLERANCES[precision])
-    return version
+                check_answers(process, partial, expected, tolerance)
+            with version.write_errors(size):
+                write_server_files(partial, version.model_folder.name, signatures, texts, batch_sizes)
+                write_model_card(
+                    partial,
+                    version.model_folder.name,
+                    signatures,
+                    {name: _named(function.structured_outputs) for name, function in traced.items()},
+                    contract,
+                    model.count_params(),
+                    precision,
+                    difference,
+                    metrics or {},
+                )
+    return version.path
 
 
-def _version_folder(directory: str | os.PathLike) -> pathlib.Path:
-    """Path of a version that does not exist yet."""
-    if "://" in str(directory):
-        raise ValueError(
-            f"`directory` must be a local folder, since a version is renamed into place. Received: {str(directory)!r}. "
-            "Export to a local folder, then copy it."
-        )
-    version = pathlib.Path(directory)
-    if not re.fullmatch(r"[0-9]+", version.name):
-        raise ValueError(
-            f"TF Serving reads version folders named by a number only. Received: directory={str(directory)!r}. "
-            f"Write to {str(version / '1')!r}."
-        )
-    _refuse_existing(version)
-    return version
-
-
-def _refuse_existing(version: pathlib.Path) -> None:
-    if os.path.lexists(version):
-        taken = [int(path.name) for path in version.parent.iterdir() if re.fullmatch(r"[0-9]+", path.name)]
-        raise FileExistsError(
-            f"Version {str(version)!r} exists and may be served. Choose the next number: "
-            f"{str(version.parent / str(max(taken) + 1))!r}."
-        )
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`texts` must be a list of strings, at least one. Received: texts={texts!r}.")
+    return list(texts)
 
 
 @contextlib.contextmanager
-def _float32_compute(task: keras.Model) -> Iterator[None]:
-    """Lets the layers of `task` compute in float32. Quantized policies have other names and stay."""
+def _computing(model: keras.Model, precision: Precision) -> Iterator[None]:
+    """Lets the layers of `model` compute in a precision. Quantized policies have other names and stay."""
     half = {"mixed_bfloat16", "mixed_float16", "bfloat16", "float16"}
     # Keras has no public way to all nested layers.
-    changed = [(layer, layer.dtype_policy) for layer in task._flatten_layers() if layer.dtype_policy.name in half]
+    changed = {layer: "float32" for layer in model._flatten_layers() if layer.dtype_policy.name in half}
+    if precision == "bfloat16":
+        # Not the heads and poolings behind the encoder: they cost nothing, and answers come from them.
+        inner = getattr(model, "encoder", model)._flatten_layers()
+        changed |= {layer: "mixed_bfloat16" for layer in inner if layer.dtype_policy.name in {"float32", *half}}
+    before = {layer: layer.dtype_policy for layer in changed}
     try:
-        for layer, _ in changed:
-            layer.dtype_policy = "float32"
-        yield
+        for layer, policy in changed.items():
+            layer.dtype_policy = policy
+        # In bfloat16 constants, too: variables are float32, and would be cast for every request.
+        products = {"float32": None, "bfloat16": "float", "int8": "int8"}[precision]
+        with frozen(model, products) if products else contextlib.nullcontext():
+            yield
     finally:
-        for layer, policy in changed:
+        for layer, policy in before.items():
             layer.dtype_policy = policy
 
 
 @contextlib.contextmanager
-def _labels(task: keras.Model, labels: Sequence[str] | None) -> Iterator[None]:
-    """Gives `task` the labels for the time of the export."""
+def _labels(model: keras.Model, labels: Sequence[str] | None) -> Iterator[None]:
+    """Gives `model` the labels for the time of the export."""
     if labels is None:
         yield
         return
@@ -145,63 +200,37 @@ def _labels(task: keras.Model, labels: Sequence[str] | None) -> Iterator[None]:
         raise ValueError(f"`labels` must be a list of strings, one a class. Received: labels={labels!r}.")
     if repeated := sorted({label for label in labels if list(labels).count(label) > 1}):
         raise ValueError(f"`labels` must differ from each other. Received {repeated} more than once.")
-    before = task.labels
-    task.labels = list(labels)
+    before = getattr(model, "labels", None)
+    model.labels = list(labels)
     try:
         yield
     finally:
-        task.labels = before
+        model.labels = before
 
 
-def _answer(task: keras.Model, labels: Sequence[str] | None) -> Callable[..., dict[str, tf.Tensor]]:
-    """Function of one or two string tensors [B], to the outputs of the signature."""
+def _module(signatures: Sequence[Any], preprocessor: keras.layers.Layer | None) -> tf.Module:
+    """Owner of what the signatures capture.
 
-    def answer(*texts):
-        logits = task(task.preprocessor(texts if len(texts) > 1 else texts[0]), training=False)
-        if labels is not None and len(labels) != logits.shape[-1]:
-            raise ValueError(
-                f"`labels` must name each class once. Received {len(labels)} labels for {logits.shape[-1]} classes."
-            )
-        outputs = task.serving_outputs(logits)
-        if labels is not None and not {"label", "labels"} & outputs.keys():
-            raise ValueError(f"`labels` were given, but the task answers {sorted(outputs)}, without a label.")
-        # TF Serving's REST API cannot write half precision.
-        return {name: tf.cast(o, tf.float32) if o.dtype.is_floating else o for name, o in outputs.items()}
-
-    return answer
-
-
-def _trace(answer: Callable[..., dict[str, tf.Tensor]], names: tuple[str, ...]):
-    """Concrete function with the inputs `names`. Each output is checked: the server splits batches on dimension 0."""
-    specs = [tf.TensorSpec([None], tf.string, name=name) for name in names]
-    function = tf.function(answer, input_signature=specs, autograph=False).get_concrete_function()
-    for name, output in function.structured_outputs.items():
-        if not isinstance(output, tf.Tensor | tf.TensorSpec) or not output.shape.rank or output.shape[0] is not None:
-            raise ValueError(
-                f"Every output needs the free batch dimension first, as a dense tensor. Received: {name}={output}. "
-                "Correct `serving_outputs` of the task."
-            )
-    return function
-
-
-def _module(signature, preprocessor: keras.layers.Layer) -> tf.Module:
-    """Owner of what `signature` captures.
-
-    It holds each variable once: tracking the task itself, as `task.export()` does, writes every weight twice. Tables
+    It holds each variable once: tracking the model itself, as `model.export()` does, writes every weight twice. Tables
     can only be saved with their owner, but without need the preprocessor stays out: all that it ever compiled would be
     saved along.
     """
     module = tf.Module()
-    resources = {id(t) for t in signature.captured_inputs if t.dtype == tf.resource}
-    # Not all of `signature.variables`: some were only read while tracing, to become constants.
-    module.captured = [variable for variable in signature.variables if id(variable.handle) in resources]
-    if resources - {id(variable.handle) for variable in module.captured}:
+    resources = {id(t) for signature in signatures for t in signature.captured_inputs if t.dtype == tf.resource}
+    variables = {id(variable.handle): variable for signature in signatures for variable in signature.variables}
+    # Not all of the variables: some were only read while tracing, to become constants.
+    module.captured = [variable for handle, variable in variables.items() if handle in resources]
+    if resources - variables.keys():
         module.preprocessor = preprocessor
     return module
 
 
+def _named(outputs: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+    return {name: tf.TensorSpec(output.shape, output.dtype, name=name) for name, output in outputs.items()}
+
+
 @contextlib.contextmanager
-def _vocabulary_files(preprocessor: keras.layers.Layer) -> Iterator[list[tf.saved_model.Asset]]:
+def _vocabulary_files(preprocessor: keras.layers.Layer | None) -> Iterator[list[tf.saved_model.Asset]]:
     """What the tokenizer has to say to people, such as a `vocab.txt`: the graph itself does not read it."""
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = getattr(preprocessor, "tokenizer", None)
@@ -209,39 +238,3 @@ def _vocabulary_files(preprocessor: keras.layers.Layer) -> Iterator[list[tf.save
             with contextlib.suppress(ValueError):  # a piece with a line break, for which there is no vocab.txt
                 tokenizer.save_assets(directory)
         yield [tf.saved_model.Asset(str(path)) for path in sorted(pathlib.Path(directory).iterdir())]
-
-
-@contextlib.contextmanager
-def _renamed_into_place(version: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
-    """Hidden folder beside `version`, renamed to it at the end; whatever goes wrong, nothing of it stays."""
-    # The leading dot keeps the server away. `tempfile.mkdtemp` would make a folder that no other user may read.
-    partial = version.parent / f".{version.name}.partial-{secrets.token_hex(4)}"
-    made = [parent for parent in version.parents if not parent.exists()]
-    try:
-        with _write_errors(version, size):
-            partial.mkdir(parents=True)
-        yield partial
-        with _write_errors(version, size):
-            os.rename(partial, version)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _write_errors(version: pathlib.Path, size: int) -> Iterator[None]:
-    """Says what could not be written, why, and what to do."""
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        _refuse_existing(version)  # somebody else was faster
-        denied = isinstance(error, PermissionError | tf.errors.PermissionDeniedError)
-        # TensorFlow says "{{node}} path; reason [Op:SaveV2]".
-        reason = error.strerror if isinstance(error, OSError) else re.sub(r".*; | \[Op:.*", "", error.message)
-        raise (PermissionError if denied else OSError)(
-            f"The SavedModel could not be written to {str(version)!r}: {reason}. Choose a folder that you may write "
-            f"to, on a disk with {size / 1e6:.1f} MB free. Nothing was left behind."
-        ) from error

@@ -1,4 +1,4 @@
-"""Asks a written SavedModel in a fresh process, and compares its answers with the task's."""
+"""Asks a written SavedModel in a fresh process, and compares its answers with the model's."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.export import ask
+from keras_bert_lib.export.signatures import Signature, Tensors
 
-# Lengths differ, so that padding takes part; one request has a single row, so that the batch dimension is free. None is
-# long: an encoder may have few positions.
+TOLERANCE = 1e-5  # in float32. A byte more or less in the middle of an encoder is not an error
+# Lengths differ, so that padding takes part. None is long: an encoder may have few positions.
 TEXTS = ("A gem of a film.", "", "Two hours I want back, and the ticket money too.", "Ça déçoit, 電影 😀!")
-REQUESTS = (TEXTS, TEXTS[:1])
 
 
 @contextlib.contextmanager
@@ -34,30 +35,61 @@ def fresh_process() -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def compare(
-    process: subprocess.Popen,
-    directory: pathlib.Path,
-    names: tuple[str, ...],
-    answer: Callable[..., dict[str, tf.Tensor]],
-    tolerance: float,
+class Expected(NamedTuple):
+    """A request, and what the model itself answers."""
+
+    signature: str
+    inputs: Tensors
+    outputs: Tensors
+
+
+def expected_answers(signatures: Mapping[str, Signature], texts: Sequence[str]) -> list[Expected]:
+    """What the model itself answers, by every signature: once to all texts, and once to the first alone.
+
+    The single row shows that the batch is free.
+
+    Raises:
+        RuntimeError: if a number is not finite.
+    """
+    answers = []
+    with tf.device("CPU:0"):  # as in the fresh process
+        for name, signature in signatures.items():
+            for batch in (texts, texts[:1]):
+                inputs = signature.inputs_of(batch)
+                outputs = signature.answer(*(inputs[spec.name] for spec in signature.specs))
+                answers.append(Expected(name, inputs, outputs))
+    for _, _, outputs in answers:
+        for name, output in outputs.items():
+            if output.dtype.is_floating and not np.isfinite(output).all():
+                raise RuntimeError(
+                    f"Nothing was written, because the task's {name!r} are not finite: its weights diverged."
+                )
+    return answers
+
+
+def largest_difference(answers: Sequence[Expected], others: Sequence[Expected]) -> float:
+    """Between the numbers of two lists of answers to the same requests."""
+    return max(
+        float(np.abs(output - other.outputs[name]).max())
+        for answer, other in zip(answers, others, strict=True)
+        for name, output in answer.outputs.items()
+        if output.dtype.is_floating
+    )
+
+
+def check_answers(
+    process: subprocess.Popen, directory: pathlib.Path, expected: Sequence[Expected], tolerance: float
 ) -> None:
-    """Raises `RuntimeError` unless the SavedModel answers as `answer` does.
+    """Raises `RuntimeError` unless the SavedModel answers as expected.
 
     Args:
         process: From `fresh_process`, not asked yet.
         directory: Folder of the SavedModel.
-        names: Names of the string inputs.
-        answer: Takes a string tensor [B] for each name, gives a dict of tensors.
-        tolerance: How far numbers may be apart, absolutely or relatively.
+        expected: From `expected_answers`.
+        tolerance: How far numbers may be apart, absolutely or relatively. Where it is wider than float32 needs, labels
+            are not compared: of two that are as good as equal either may come first.
     """
-    with tf.device("CPU:0"):  # as in the fresh process, which is still importing TensorFlow
-        expected = [_arrays(answer(*[tf.constant(texts)] * len(names))) for texts in REQUESTS]
-    for name, array in expected[0].items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise RuntimeError(
-                f"Nothing was written, because the task's {name!r} are not finite: its weights diverged."
-            )
-    requests = [dict.fromkeys(names, texts) for texts in REQUESTS]
+    requests = [[signature, _packed(inputs)] for signature, inputs, _ in expected]
     output, log = process.communicate(json.dumps({"directory": str(directory.absolute()), "requests": requests}))
     if process.returncode:
         reason = log.strip().splitlines()[-1:] or [f"it ended with code {process.returncode}"]
@@ -65,18 +97,24 @@ def compare(
             f"The SavedModel was removed, because a fresh process could not run it: {reason[0]}. "
             "`check=False` writes it without asking."
         )
-    for wanted, answered in zip(expected, json.loads(output.splitlines()[-1]), strict=True):
-        for name, array in wanted.items():
-            if difference := _difference(array, np.array(answered[name]), tolerance):
-                raise RuntimeError(f"The SavedModel was removed, because its output {name!r} {difference}.")
+    for (signature, _, wanted), answered in zip(expected, json.loads(output.splitlines()[-1]), strict=True):
+        for name, tensor in wanted.items():
+            if tolerance > TOLERANCE and not tensor.dtype.is_floating:
+                continue
+            if difference := _difference(tensor.numpy(), ask.unpacked(*answered[name]).numpy(), tolerance):
+                raise RuntimeError(
+                    f"The SavedModel was removed, because output {name!r} of signature {signature!r} {difference}."
+                )
 
 
-def _arrays(outputs: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
-    return {name: np.array(ask.plain(tensor.numpy())) for name, tensor in outputs.items()}
+def _packed(tensors: Tensors) -> dict[str, list[str]]:
+    return {name: ask.packed(tensor) for name, tensor in tensors.items()}
 
 
 def _difference(expected: np.ndarray, answered: np.ndarray, tolerance: float) -> str | None:
-    if expected.dtype.kind == "U":
+    if expected.shape != answered.shape:
+        return f"has the shape {answered.shape} where the task's has {expected.shape}"
+    if expected.dtype.kind not in "f":
         unequal = expected != answered
         return f"is {answered[unequal][0]!r} where the task says {expected[unequal][0]!r}" if unequal.any() else None
     if np.allclose(answered, expected, rtol=tolerance, atol=tolerance):

@@ -1,15 +1,20 @@
-"""What the graph of a SavedModel may hold, so that a stock TF Serving 2.20 or newer runs it."""
+"""The op contract: which TF Serving runs a SavedModel, and what in it no server should run."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
+OLDEST = "2.20"  # the oldest TF Serving that is supported, and the first that links a tensorflow_text of its own minor
+# Ops of TensorFlow that a later minor brought: its `tf.raw_ops` less those of the minor before.
+_NEWER = {"DecodeJxl": "2.21"}
 # Text ops in the server's binary: those of tensorflow_text's `ops_lib`, as tensorflow_serving's BUILD file links it.
-# `TFText>RoundRobinTrim` and `TFText>Utf8Binarize` are newer than the library that servers before 2.20 link.
-TEXT_OPS = frozenset(
+_TEXT_OPS = frozenset(
     {
         "CaseFoldUTF8",
         "FastBertNormalize",
@@ -21,6 +26,8 @@ TEXT_OPS = frozenset(
         "SentencepieceTokenizeOp",
         "SentencepieceTokenizeWithOffsetsOp",
         "TFText>FastSentencepieceTokenize",
+        "TFText>RoundRobinTrim",
+        "TFText>Utf8Binarize",
         "TFText>WhitespaceTokenizeWithOffsetsV2",
         "UnicodeScriptTokenizeWithOffsets",
         "WhitespaceTokenizeWithOffsets",
@@ -28,34 +35,164 @@ TEXT_OPS = frozenset(
     }
 )
 # Made by TensorFlow's own graph pass as a rule, and so without a Python name; linked wherever oneDNN is.
-GRAPH_OPS = frozenset({"_QuantizedMatMul"})
-PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+_GRAPH_OPS = frozenset({"_QuantizedMatMul"})
+_PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+# A server runs what it is told to: a model of a stranger could read its files, or write them. The reading of variables
+# and of vocabularies, when a model is loaded, is no part of any signature.
+_FILE_OPS = frozenset(
+    {
+        "DebugIdentity",
+        "DebugIdentityV2",
+        "DebugIdentityV3",
+        "FixedLengthRecordDataset",
+        "FixedLengthRecordDatasetV2",
+        "LoadDataset",
+        "MatchingFiles",
+        "MatchingFilesDataset",
+        "PrintV2",
+        "ReadFile",
+        "Restore",
+        "RestoreSlice",
+        "RestoreV2",
+        "Save",
+        "SaveDataset",
+        "SaveDatasetV2",
+        "SaveSlices",
+        "SaveV2",
+        "TFRecordDataset",
+        "TFRecordDatasetV2",
+        "TextLineDataset",
+        "WriteFile",
+    }
+)
+_INITIALIZATION = "__saved_model_init_op"
 
 
-def unservable(directory: pathlib.Path) -> list[str]:
-    """Reasons why TF Serving could not run a SavedModel.
+class OpContract(NamedTuple):
+    """What a SavedModel asks of a server.
 
     Args:
-        directory: Folder of the SavedModel.
-    Returns:
-        One phrase a reason, each naming the op or the function. Empty if the model can be served.
+        ops: For each op of the graph the least TF Serving that links it; `None` where none does.
+        signatures: For each signature the least TF Serving that answers it; `None` where none does.
+        problems: One phrase for each thing that keeps TF Serving from running the model, or that a server should not
+            run, naming the op or the function. Empty for a model that can be served.
     """
-    graph = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
-    functions = graph.library.function
-    reasons = {f"function {f.signature.name!r} must be compiled by XLA" for f in functions if _must_compile(f)}
-    for node in [*graph.node, *(node for function in functions for node in function.node_def)]:
-        # `tf.raw_ops` holds TensorFlow's own ops only, whatever libraries this process has loaded.
-        if node.op in PYTHON_OPS:
-            reasons.add(f"op {node.op!r} calls back into Python; write it in TensorFlow ops")
-        elif not hasattr(tf.raw_ops, node.op) and node.op not in TEXT_OPS | GRAPH_OPS:
-            reasons.add(f"op {node.op!r} is not linked into the server; use core TensorFlow ops in its place")
-        if _must_compile(node):
-            reasons.add(f"op {node.op!r} ({node.name}) must be compiled by XLA, which the server has switched off")
-        device = tf.DeviceSpec.from_string(node.device)
-        if device.device_type not in (None, "CPU") or device.device_index:
-            reasons.add(f"op {node.op!r} ({node.name}) is pinned to {node.device!r}, which a server may not have")
-    return sorted(reasons)
+
+    ops: dict[str, str | None]
+    signatures: dict[str, str | None]
+    problems: list[str]
+
+
+def op_contract(directory: str | pathlib.Path) -> OpContract:
+    """Reads the graph of a SavedModel, without loading it or running any of it.
+
+    Args:
+        directory: Version folder, such as `saved_models/sst2/1`.
+    Returns:
+        `OpContract`. Versions are those of TF Serving, "2.20" for all that the oldest supported one links.
+    Raises:
+        FileNotFoundError: if there is no `saved_model.pb`.
+        ValueError: if it is damaged, or not the SavedModel of a graph for serving.
+    Example:
+    ```python
+    kbl.export.op_contract("saved_models/sst2/1").signatures  # {"serving_default": "2.20", ...}
+    ```
+    References: tensorflow/serving `model_servers/BUILD`, SUPPORTED_TENSORFLOW_OPS.
+    """
+    meta_graph = read_meta_graph(directory)
+    graph = meta_graph.graph_def
+    functions = {function.signature.name: function for function in graph.library.function}
+    nodes = [*graph.node, *(node for function in functions.values() for node in function.node_def)]
+    ops = {op: _least_version(op) for op in sorted({node.op for node in nodes} - functions.keys())}
+    reached = {
+        name: {node.op for node in _reached(signature.outputs.values(), graph, functions)}
+        for name, signature in meta_graph.signature_def.items()
+        if name != _INITIALIZATION
+    }
+    problems = {f"function {name!r} must be compiled by XLA" for name, f in functions.items() if _must_compile(f)}
+    problems |= {problem for node in nodes for problem in _problems(node, ops)}
+    for name, names in reached.items():
+        problems |= {f"op {op!r} of signature {name!r} reads or writes files of the server" for op in names & _FILE_OPS}
+    problems |= {
+        f"asset {asset.filename!r} lies outside of the model's folder"
+        for asset in meta_graph.asset_file_def
+        if not _stays_inside(asset.filename)
+    }
+    signatures = {name: _latest(ops.get(op, OLDEST) for op in names) for name, names in sorted(reached.items())}
+    return OpContract(ops, signatures, sorted(problems))
+
+
+def read_meta_graph(directory: str | pathlib.Path):
+    """The `MetaGraphDef` for serving of a SavedModel; raises as `op_contract` does."""
+    file = pathlib.Path(directory) / "saved_model.pb"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{str(directory)!r} holds no saved_model.pb. Pass the folder of one version, such as saved_models/sst2/1."
+        )
+    try:
+        saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    except DecodeError:
+        raise ValueError(f"{str(file)!r} is damaged: it is not a SavedModel. Export or copy it again.") from None
+    for meta_graph in saved_model.meta_graphs:
+        if tf.saved_model.SERVING in meta_graph.meta_info_def.tags:
+            return meta_graph
+    raise ValueError(f'{str(file)!r} has no graph with the tag "serve", which is what TF Serving loads.')
+
+
+def _least_version(op: str) -> str | None:
+    if op in _NEWER:
+        return _NEWER[op]
+    # `tf.raw_ops` holds TensorFlow's own ops only, whatever libraries this process has loaded.
+    linked = hasattr(tf.raw_ops, op) or op in _TEXT_OPS or op in _GRAPH_OPS
+    return OLDEST if linked and op not in _PYTHON_OPS else None
+
+
+def _latest(versions: Iterable[str | None]) -> str | None:
+    versions = set(versions)
+    if None in versions:
+        return None
+    return max(versions, key=lambda version: [int(number) for number in version.split(".")], default=OLDEST)
+
+
+def _problems(node, ops: dict[str, str | None]) -> Iterator[str]:
+    if node.op in _PYTHON_OPS:
+        yield f"op {node.op!r} calls back into Python; write it in TensorFlow ops"
+    elif node.op in ops and ops[node.op] is None:
+        yield f"op {node.op!r} is not linked into the server; use core TensorFlow ops in its place"
+    if _must_compile(node):
+        yield f"op {node.op!r} ({node.name}) must be compiled by XLA, which the server has switched off"
+    device = tf.DeviceSpec.from_string(node.device)
+    if device.device_type not in (None, "CPU") or device.device_index:
+        yield f"op {node.op!r} ({node.name}) is pinned to {node.device!r}, which a server may not have"
+
+
+def _reached(outputs: Iterable, graph, functions: dict) -> Iterator:
+    """The nodes that the outputs of a signature depend on, those inside of functions included."""
+    nodes = {node.name: node for node in graph.node}
+    names, waiting = {output.name.split(":")[0] for output in outputs}, []
+    while new := names & nodes.keys():
+        waiting += [nodes.pop(name) for name in new]
+        names = {name.lstrip("^").split(":")[0] for node in waiting[-len(new) :] for name in node.input}
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in {node.op, *_functions_in(node)} & functions.keys() - seen:
+            seen.add(name)
+            waiting += functions[name].node_def
+
+
+def _functions_in(node) -> Iterator[str]:
+    for value in node.attr.values():
+        yield value.func.name
+        yield from (function.name for function in value.list.func)
 
 
 def _must_compile(node) -> bool:
     return node.attr["_XlaMustCompile"].b
+
+
+def _stays_inside(filename: str) -> bool:
+    """Whether a name of an asset is one in the folder `assets`."""
+    path = pathlib.PurePosixPath(filename)
+    return bool(filename) and not path.is_absolute() and ".." not in path.parts and "\\" not in filename

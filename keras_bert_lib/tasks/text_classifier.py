@@ -65,7 +65,8 @@ class TextClassifier(TextTask):
             raise ValueError(f"`kind` must be one of {sorted(_LOSSES)}. Received: kind={kind!r}.")
         head = ClassificationHead(_agreed_number(num_classes, labels, kind), dropout, name="head")
         inputs = symbolic_inputs(encoder)
-        super().__init__(inputs, head(encoder(inputs)["pooled_output"]), encoder, preprocessor, name=name)
+        pooled = encoder(inputs)["pooled_output"]
+        super().__init__(inputs, head(pooled), encoder, preprocessor, pooled, name)
         self.head = head
         self.kind = kind
         self.labels = None if labels is None else list(labels)

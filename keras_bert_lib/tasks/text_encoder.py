@@ -59,7 +59,7 @@ class TextEncoder(TextTask):
             vectors = MeanPooler(name="pooler", dtype="float32")(tokens, padding_mask=inputs["padding_mask"])
         if normalize:
             vectors = keras.layers.UnitNormalization(name="unit_length", dtype="float32")(vectors)
-        super().__init__(inputs, vectors, encoder, preprocessor, name=name)
+        super().__init__(inputs, vectors, encoder, preprocessor, vectors, name)
         self.pooling = pooling
         self.normalize = normalize
 

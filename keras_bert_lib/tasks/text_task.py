@@ -37,6 +37,7 @@ class TextTask(FunctionalModel):
         outputs: Its outputs.
         encoder: What is between them, with the head; keeps the encoder contract of `models/assembly.py`.
         preprocessor: `TextPreprocessor`; anything that maps strings [B] to such a dict of int32 [B, S].
+        embedding: The vector of each text, [B, D], somewhere between them: what an export answers to `embed`.
         name: Name of the model.
     """
 
@@ -46,11 +47,13 @@ class TextTask(FunctionalModel):
         outputs: Any,
         encoder: keras.Model,
         preprocessor: keras.layers.Layer,
+        embedding: keras.KerasTensor | None = None,
         name: str | None = None,
     ):
         super().__init__(inputs, outputs, name=name)
         self.encoder = encoder
         self.preprocessor = preprocessor
+        self.embedding = embedding
 
     def encode_targets(self, y: Any) -> np.ndarray:
         """Labels as the user has them to the array that the loss takes. Raises ValueError if they do not fit."""

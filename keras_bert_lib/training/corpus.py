@@ -71,8 +71,8 @@ class TokenizedCorpus:
         split_sentences: Callable[[str], Iterable[str]] | None = None,
     ):
         source = {"tokenizer": _hash(tokenizer)}
+        paths = [] if files is None else find_files(files)
         if files is not None:
-            paths = find_files(files)
             source |= _source(paths, split_sentences)
         if directory is None:
             directory = tempfile.mkdtemp(prefix="corpus-")
@@ -83,7 +83,7 @@ class TokenizedCorpus:
                 raise FileNotFoundError(f"There is no corpus in {self.directory}. Pass the `files` to make it of.")
             _write(self.directory, paths, tokenizer, split_sentences, source)
         facts = _whole(self.directory)
-        if changed := _differences(source, facts["source"]):
+        if changed := _differences(source, facts["source"], paths):
             raise ValueError(
                 f"{self.directory} holds another corpus. What differs: {', '.join(changed)}. Pass another directory, "
                 "or delete it to have the text tokenized again."
@@ -154,13 +154,16 @@ def _source(paths: list[pathlib.Path], split: Callable | None) -> dict[str, Any]
     }
 
 
-def _differences(source: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _differences(source: dict[str, Any], other: dict[str, Any], paths: list[pathlib.Path]) -> list[str]:
     changed = [name for name in source if source[name] != other[name]]
     if "files" in changed:
-        ours, theirs = (dict.fromkeys(map(tuple, facts["files"])) for facts in (source, other))
-        names = sorted({name for name, *_ in ours.keys() ^ theirs.keys()})
+        # Of files that were copied, or written once more, only the time may be new.
+        ours = [(path.name, _sha256(path)) for path in paths]
+        theirs = [(file[0], digest) for file, digest in zip(other["files"], other["sha256"], strict=True)]
+        names = sorted({name for name, _ in set(ours) ^ set(theirs)})
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        changed[changed.index("files")] = f"files ({', '.join(names[:3]) or 'their order'}{more})"
+        place = changed.index("files")
+        changed[place : place + 1] = [f"files ({', '.join(names[:3]) or 'their order'}{more})"] * (ours != theirs)
     return changed
 
 
@@ -180,14 +183,11 @@ def _whole(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _sha256(path: pathlib.Path) -> str | None:
-    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while data := file.read(1 << 16):
-                digest.update(data)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
-    return digest.hexdigest()
 
 
 def _write(directory: pathlib.Path, paths: list[pathlib.Path], tokenizer, split, source: dict[str, Any]) -> None:
@@ -203,6 +203,7 @@ def _write(directory: pathlib.Path, paths: list[pathlib.Path], tokenizer, split,
     partial = directory.with_name(f".{directory.name}-{secrets.token_hex(4)}")
     partial.mkdir()
     try:
+        source = {**source, "sha256": [_sha256(path) for path in paths]}
         facts = _tokenize(partial, paths, tokenizer, split)
         (partial / _FACTS).write_text(json.dumps({"source": source, **facts}, indent=1), encoding="utf-8")
         try:

@@ -1,7 +1,8 @@
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_bert_lib.export.serving_rules import unservable
+from keras_bert_lib.export import op_contract
 
 
 def written(function, folder, dtype=tf.float32):
@@ -10,6 +11,10 @@ def written(function, folder, dtype=tf.float32):
     traced = tf.function(function, input_signature=[tf.TensorSpec([None], dtype, name="x")], autograph=False)
     tf.saved_model.save(module, str(folder), signatures={"serving_default": traced.get_concrete_function()})
     return folder
+
+
+def problems(folder):
+    return op_contract(folder).problems
 
 
 def pinned(x):
@@ -43,7 +48,7 @@ def compiled(x):
     ],
 )
 def test_what_a_server_cannot_run_is_named(tmp_path, function, reason):
-    assert any(reason in found for found in unservable(written(function, tmp_path / "1")))
+    assert any(reason in found for found in problems(written(function, tmp_path / "1")))
 
 
 def test_control_flow_tables_and_cpu_are_servable(tmp_path):
@@ -52,16 +57,113 @@ def test_control_flow_tables_and_cpu_are_servable(tmp_path):
             "y": tf.while_loop(lambda v: tf.reduce_sum(v) < 3.0, lambda v: (v + 1.0,), (x,))[0] + on_the_cpu(x)["y"]
         }
 
-    assert unservable(written(function, tmp_path / "1")) == []
+    assert problems(written(function, tmp_path / "1")) == []
 
 
-def test_text_ops_of_the_server_are_servable_and_its_newcomers_are_not(tmp_path):
+def test_text_ops_of_the_server_are_servable(tmp_path):
     import tensorflow_text
 
     tokenizer = tensorflow_text.FastBertTokenizer(["[UNK]", "a", "film"], token_out_type=tf.int32)
     trimmer = tensorflow_text.RoundRobinTrimmer(3)
-    assert unservable(written(lambda x: {"y": tokenizer.tokenize(x).to_tensor()}, tmp_path / "1", tf.string)) == []
-    found = unservable(
-        written(lambda x: {"y": trimmer.trim([tokenizer.tokenize(x)])[0].to_tensor()}, tmp_path / "2", tf.string)
+    found = op_contract(
+        written(lambda x: {"y": trimmer.trim([tokenizer.tokenize(x)])[0].to_tensor()}, tmp_path / "1", tf.string)
     )
-    assert [reason.split(";")[0] for reason in found] == ["op 'TFText>RoundRobinTrim' is not linked into the server"]
+    assert found.problems == [] and found.signatures == {"serving_default": "2.20"}
+    assert found.ops["TFText>RoundRobinTrim"] == found.ops["FastWordpieceTokenizeWithOffsets"] == "2.20"
+
+
+def changed(folder, change):
+    """The SavedModel, as a stranger could have written it."""
+    file = folder / "saved_model.pb"
+    model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    change(model.meta_graphs[0])
+    file.write_bytes(model.SerializeToString())
+    return folder
+
+
+def double(x):
+    return {"y": x + x}
+
+
+def renamed(op):
+    def change(meta_graph):
+        for function in meta_graph.graph_def.library.function:
+            for node in function.node_def:
+                node.op = op if node.op == "AddV2" else node.op
+
+    return change
+
+
+def test_op_that_no_server_links_is_named(tmp_path):
+    contract = op_contract(changed(written(double, tmp_path / "1"), renamed("Own>Add")))
+    assert contract.problems == [
+        "op 'Own>Add' is not linked into the server; use core TensorFlow ops in its place",
+    ]
+    assert contract.ops["Own>Add"] is None and contract.signatures == {"serving_default": None}
+
+
+def test_op_of_a_newer_tensorflow_needs_its_server_in_the_signature_that_reaches_it(tmp_path):
+    module = tf.Module()
+    module.double = tf.function(double, [tf.TensorSpec([None], name="x")]).get_concrete_function()
+    module.halve = tf.function(lambda x: {"y": x / 2.0}, [tf.TensorSpec([None], name="x")]).get_concrete_function()
+    tf.saved_model.save(module, tmp_path / "1", signatures={"serving_default": module.double, "halve": module.halve})
+    contract = op_contract(changed(tmp_path / "1", renamed("DecodeJxl")))
+    assert contract.signatures == {"halve": "2.20", "serving_default": "2.21"}
+    assert contract.ops["DecodeJxl"] == "2.21" and contract.problems == []
+
+
+def read(x):
+    return {"y": tf.map_fn(tf.io.read_file, x)}
+
+
+def list_files(x):
+    return {"y": tf.io.matching_files(x)}
+
+
+def write(x):
+    with tf.control_dependencies([tf.print(x, output_stream="file:///anywhere")]):
+        return {"y": tf.identity(x)}
+
+
+@pytest.mark.parametrize(("function", "op"), [(read, "ReadFile"), (list_files, "MatchingFiles"), (write, "PrintV2")])
+def test_a_signature_that_touches_files_is_named(tmp_path, function, op):
+    problem = f"op {op!r} of signature 'serving_default' reads or writes files of the server"
+    assert problems(written(function, tmp_path / "1", tf.string)) == [problem]
+
+
+def test_reading_of_variables_and_vocabularies_on_loading_is_no_problem(tmp_path):
+    (tmp_path / "vocab.txt").write_text("a\nfilm\n")
+    module = tf.Module()
+    module.variable = tf.Variable([1.0])
+    initializer = tf.lookup.TextFileInitializer(
+        str(tmp_path / "vocab.txt"),
+        tf.string,
+        tf.lookup.TextFileIndex.WHOLE_LINE,
+        tf.int64,
+        tf.lookup.TextFileIndex.LINE_NUMBER,
+    )
+    module.table = tf.lookup.StaticHashTable(initializer, -1)
+    function = tf.function(
+        lambda x: {"y": tf.cast(module.table.lookup(x), tf.float32) * module.variable},
+        [tf.TensorSpec([None], tf.string, name="x")],
+    )
+    tf.saved_model.save(module, tmp_path / "1", signatures={"serving_default": function.get_concrete_function()})
+    contract = op_contract(tmp_path / "1")
+    assert contract.problems == [] and {"RestoreV2", "InitializeTableFromTextFileV2"} <= contract.ops.keys()
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "..\\b", ""])
+def test_asset_outside_of_the_folder_is_named(tmp_path, name):
+    folder = changed(written(double, tmp_path / "1"), lambda meta_graph: meta_graph.asset_file_def.add(filename=name))
+    assert op_contract(folder).problems == [f"asset {name!r} lies outside of the model's folder"]
+
+
+def test_what_is_no_saved_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no saved_model\.pb\. Pass the folder of one version"):
+        op_contract(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"\xff\xff not a graph")
+    with pytest.raises(ValueError, match=r"saved_model\.pb' is damaged: .*Export or copy it again"):
+        op_contract(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ValueError, match='has no graph with the tag "serve"'):
+        op_contract(tmp_path)

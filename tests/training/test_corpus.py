@@ -2,6 +2,7 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 import pathlib
 import shutil
 import threading
@@ -191,6 +192,14 @@ def test_another_corpus_in_the_directory_is_refused_and_named(tokenizer, path, t
     for name in "cdef":
         (tmp_path / f"{name}.txt").write_text("one\n")
     assert refused(f"{tmp_path}/*.txt") == "files (a.txt, c.txt, d.txt and 2 more)"
+
+
+def test_files_that_were_copied_are_the_same_corpus(tokenizer, path, tmp_path):
+    corpus = TokenizedCorpus(path, tokenizer, tmp_path / "ids")
+    (tmp_path / "elsewhere").mkdir()
+    copied = pathlib.Path(shutil.copy(path, tmp_path / "elsewhere"))
+    os.utime(copied, (1, 1))
+    assert TokenizedCorpus(copied, tokenizer, tmp_path / "ids").identity == corpus.identity
 
 
 @pytest.mark.parametrize("name", ["tokens", "sentence_ends", "document_ends"])
