@@ -14,7 +14,7 @@ PUBLIC_NAMES = {
         "save_hf",
         "save_tokenizer",
     ],
-    "export": ["OpContract", "op_contract", "saved_model"],
+    "export": ["OpContract", "onnx", "op_contract", "saved_model"],
     "layers": [
         "CLSPooler",
         "ClassificationHead",

@@ -7,15 +7,15 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_bert_lib.export.model_card import write_model_card
+from keras_bert_lib.export.precision import TOLERANCES, Precision, computing
 from keras_bert_lib.export.self_check import (
     TEXTS,
-    TOLERANCE,
     check_answers,
     expected_answers,
     fresh_process,
@@ -25,13 +25,6 @@ from keras_bert_lib.export.server_files import check_batch_sizes, write_server_f
 from keras_bert_lib.export.serving_rules import op_contract
 from keras_bert_lib.export.signatures import signatures_of
 from keras_bert_lib.export.versions import NewVersion
-from keras_bert_lib.layers import frozen
-
-Precision = Literal["float32", "bfloat16", "int8"]
-
-# How far an answer may be from the model's own. In the lower precisions it may also be as far as two answers can be
-# that are each as far from float32 as the model's: a last bit rounded otherwise moves an 8-bit integer.
-_TOLERANCES = {"float32": TOLERANCE, "bfloat16": 2e-2, "int8": 2e-2}
 
 
 def saved_model(
@@ -110,19 +103,19 @@ def saved_model(
     References: TensorFlow guide "Using the SavedModel format"; TensorFlow Serving guides "RESTful API", "SavedModel
     Warmup", "Configuration".
     """
-    if precision not in _TOLERANCES:
-        raise ValueError(f"`precision` must be one of {sorted(_TOLERANCES)}. Received: precision={precision!r}.")
+    if precision not in TOLERANCES:
+        raise ValueError(f"`precision` must be one of {sorted(TOLERANCES)}. Received: precision={precision!r}.")
     check_batch_sizes(batch_sizes)
     texts = _checked_texts(texts)
     version = NewVersion(directory)
     preprocessor = preprocessor or getattr(model, "preprocessor", None)
     sequence_length = sequence_length or getattr(preprocessor, "sequence_length", None)
     with fresh_process() if check else contextlib.nullcontext() as process, _labels(model, labels):
-        difference, tolerance = None, _TOLERANCES[precision]
+        difference, tolerance = None, TOLERANCES[precision]
         if precision != "float32":
-            with _computing(model, "float32"):
+            with computing(model, "float32"):
                 exact = expected_answers(signatures_of(model, preprocessor, pairs, sequence_length), texts)
-        with _computing(model, precision):
+        with computing(model, precision):
             signatures = signatures_of(model, preprocessor, pairs, sequence_length)
             expected = expected_answers(signatures, texts)
             if labels is not None and not {"label", "labels"} & expected[0].outputs.keys():
@@ -165,29 +158,6 @@ def _checked_texts(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`texts` must be a list of strings, at least one. Received: texts={texts!r}.")
     return list(texts)
-
-
-@contextlib.contextmanager
-def _computing(model: keras.Model, precision: Precision) -> Iterator[None]:
-    """Lets the layers of `model` compute in a precision. Quantized policies have other names and stay."""
-    half = {"mixed_bfloat16", "mixed_float16", "bfloat16", "float16"}
-    # Keras has no public way to all nested layers.
-    changed = {layer: "float32" for layer in model._flatten_layers() if layer.dtype_policy.name in half}
-    if precision == "bfloat16":
-        # Not the heads and poolings behind the encoder: they cost nothing, and answers come from them.
-        inner = getattr(model, "encoder", model)._flatten_layers()
-        changed |= {layer: "mixed_bfloat16" for layer in inner if layer.dtype_policy.name in {"float32", *half}}
-    before = {layer: layer.dtype_policy for layer in changed}
-    try:
-        for layer, policy in changed.items():
-            layer.dtype_policy = policy
-        # In bfloat16 constants, too: variables are float32, and would be cast for every request.
-        products = {"float32": None, "bfloat16": "float", "int8": "int8"}[precision]
-        with frozen(model, products) if products else contextlib.nullcontext():
-            yield
-    finally:
-        for layer, policy in before.items():
-            layer.dtype_policy = policy
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.export import ask
+from keras_bert_lib.export.precision import TOLERANCES
 from keras_bert_lib.export.signatures import Signature, Tensors
 
-TOLERANCE = 1e-5  # in float32. A byte more or less in the middle of an encoder is not an error
 # Lengths differ, so that padding takes part. None is long: an encoder may have few positions.
 TEXTS = ("A gem of a film.", "", "Two hours I want back, and the ticket money too.", "Ça déçoit, 電影 😀!")
 
@@ -99,7 +99,7 @@ def check_answers(
         )
     for (signature, _, wanted), answered in zip(expected, json.loads(output.splitlines()[-1]), strict=True):
         for name, tensor in wanted.items():
-            if tolerance > TOLERANCE and not tensor.dtype.is_floating:
+            if tolerance > TOLERANCES["float32"] and not tensor.dtype.is_floating:
                 continue
             if difference := _difference(tensor.numpy(), ask.unpacked(*answered[name]).numpy(), tolerance):
                 raise RuntimeError(
