@@ -49,7 +49,8 @@ def saved_model(
       [B, C] and `label` string [B]; of several labels `probabilities` and `labels` [B, C]; a regression `score` [B, C];
       a text encoder `embedding` [B, D]; a bare encoder `pooled_output` [B, D].
     - `token_ids`: `token_ids`, `segment_ids`, `padding_mask` int32 [B, S] to the same answers; of a bare encoder also
-      `sequence_output` [B, S, D]. Without a `preprocessor` this is `serving_default`, and the only one.
+      `sequence_output` [B, S, D]. Without a `preprocessor` this is `serving_default`, and so it is of a `BertPretrainer`,
+      which is also asked where its masks are, `mask_positions` int32 [B, M].
     - `tokenize`: strings to `token_ids`, `segment_ids`, `padding_mask`.
     - `embed`: strings to `embedding` float32 [B, D]: `pooled_output`, or the vector of a text encoder.
     - `classify`: `inputs` string [B], serialized `tf.Example`s with the strings, to `classes` string and `scores`

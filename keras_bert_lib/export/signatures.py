@@ -72,7 +72,7 @@ def signatures_of(
     def features_of(*texts):
         return preprocessor(texts if pairs else texts[0])
 
-    def texts_of(texts):
+    def texts_of(texts: Sequence[str]) -> Tensors:
         return {name: tf.constant([*texts[i:], *texts[:i]], tf.string) for i, name in enumerate(names)}
 
     def of_texts(part: Callable[[dict], Tensors]) -> Signature:
@@ -86,7 +86,12 @@ def signatures_of(
         spec = tf.TensorSpec([None], tf.string, name="inputs")
         return Signature(answer, [spec], lambda texts: {"inputs": _examples(texts_of(texts))}, method)
 
-    shapes = tf.nest.map_structure(lambda output: output.shape, compute(features_of(*texts_of(["a"]).values())))
+    example = features_of(*texts_of(["a"]).values())
+    if token_specs is not None and {spec.name for spec in token_specs} - example.keys():
+        # A pretrainer is also asked where its masks are, which no text says.
+        by_ids = _of_token_ids(compute, token_specs, _made_up_token_ids)
+        return {"serving_default": by_ids, "tokenize": Signature(features_of, text_specs, texts_of)}
+    shapes = tf.nest.map_structure(lambda output: output.shape, compute(example))
     answers = shapes["answers"]
     found = {"serving_default": of_texts(lambda outputs: outputs["answers"])}
     if token_specs is not None:
@@ -194,7 +199,14 @@ def _made_up_token_ids(texts: Sequence[str]) -> Tensors:
     width = 16
     mask = tf.sequence_mask([2 + len(text.split()) for text in texts], width, tf.int32)
     ids = mask * (1 + tf.range(width) % 3)
-    return {"token_ids": ids, "segment_ids": tf.zeros_like(ids), "padding_mask": mask}
+    ones = tf.ones([len(texts), 1], tf.int32)
+    return {
+        "token_ids": ids,
+        "segment_ids": tf.zeros_like(ids),
+        "padding_mask": mask,
+        "mask_positions": ones,
+        "first_positions": 0 * ones,
+    }
 
 
 def _examples(texts: Tensors) -> tf.Tensor:

@@ -9,7 +9,7 @@ from keras_bert_lib import layers
 from keras_bert_lib.export import saved_model
 from keras_bert_lib.models import bert
 from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
-from keras_bert_lib.tasks import TextClassifier, TextEncoder
+from keras_bert_lib.tasks import BertPretrainer, TextClassifier, TextEncoder
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "gem", "of", "film", "two", "hours", "back", "."]
 TEXTS = ["a gem of a film", "", "two hours back . film"]
@@ -123,6 +123,21 @@ def test_a_bare_encoder_with_a_preprocessor_is_asked_in_strings(tmp_path):
     )
     by_ids = signatures["token_ids"](**preprocessor()(TEXTS))
     np.testing.assert_allclose(by_ids["sequence_output"], expected["sequence_output"], atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pretrainer_is_asked_in_token_ids_and_mask_positions(tmp_path, packed):
+    encoder = bert(len(VOCABULARY), 1, 16, 2, 32, max_sequence_length=32, packed=packed)
+    model = spread(BertPretrainer(encoder, preprocessor()))
+    signatures = served(model, tmp_path)
+    assert sorted(signatures) == ["serving_default", "tokenize"]
+    features = dict(signatures["tokenize"](text=tf.constant(TEXTS)))
+    features["mask_positions"] = tf.constant([[1, 2], [1, 0], [3, 1]])
+    if packed:
+        features["first_positions"] = tf.zeros([3, 1], tf.int32)
+    answer = signatures["serving_default"](**features)
+    for name, logits in model(features).items():
+        np.testing.assert_allclose(answer[name], logits, atol=1e-5)
 
 
 def test_an_architecture_of_one_s_own_keeps_its_output_names(tmp_path):
