@@ -2,7 +2,8 @@
 
 Sub-packages, in the order in which the data flows: `preprocessing` (strings to token ids), `layers` and `models`
 (token ids to vectors), `checkpoints` (pretrained weights), `tasks` (encoder + head + preprocessor, `fit` on strings),
-`training` (the train step and its optimizer), `export` (SavedModels for TF Serving).
+`training` (the train step and its optimizer), `export` (SavedModels for TF Serving, ONNX files, and a client), `server`
+(a local server of what was exported). `command_line` is the program `kbl`.
 """
 
 import os
@@ -26,7 +27,7 @@ except ModuleNotFoundError as error:  # keras.json names a framework that is not
 if keras.config.backend() != "tensorflow":
     raise ImportError(_WRONG_BACKEND.format(backend=keras.config.backend()))
 
-from keras_bert_lib import checkpoints, export, layers, models, preprocessing, tasks, training
+from keras_bert_lib import checkpoints, export, layers, models, preprocessing, server, tasks, training
 from keras_bert_lib._version import __version__
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "layers",
     "models",
     "preprocessing",
+    "server",
     "tasks",
     "training",
 ]

@@ -16,6 +16,8 @@ ARROWS = {
     "training": {"preprocessing"},
     "tasks": {"checkpoints", "layers", "preprocessing", "training"},
     "export": {"layers", "preprocessing"},
+    "server": {"export"},
+    "command_line": {"export", "server", "tasks"},
 }
 # Loaded by the function that needs it: `import keras_bert_lib` stays light.
 LAZY = {"tensorflow_text", "matplotlib", "safetensors", "huggingface_hub", "tokenizers", "sentencepiece"}

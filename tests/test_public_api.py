@@ -14,7 +14,7 @@ PUBLIC_NAMES = {
         "save_hf",
         "save_tokenizer",
     ],
-    "export": ["OpContract", "onnx", "op_contract", "saved_model"],
+    "export": ["Client", "OpContract", "ServingError", "onnx", "op_contract", "saved_model"],
     "layers": [
         "CLSPooler",
         "ClassificationHead",
@@ -60,6 +60,7 @@ PUBLIC_NAMES = {
         "split_sentences",
         "train_wordpiece_vocabulary",
     ],
+    "server": ["Batching", "Limits", "Server", "serve"],
     "tasks": ["BertPretrainer", "Filling", "TextClassifier", "TextEncoder", "TextTask"],
     "training": [
         "AdamW",

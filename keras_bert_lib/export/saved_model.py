@@ -49,8 +49,8 @@ def saved_model(
       [B, C] and `label` string [B]; of several labels `probabilities` and `labels` [B, C]; a regression `score` [B, C];
       a text encoder `embedding` [B, D]; a bare encoder `pooled_output` [B, D].
     - `token_ids`: `token_ids`, `segment_ids`, `padding_mask` int32 [B, S] to the same answers; of a bare encoder also
-      `sequence_output` [B, S, D]. Without a `preprocessor` this is `serving_default`, and so it is of a `BertPretrainer`,
-      which is also asked where its masks are, `mask_positions` int32 [B, M].
+      `sequence_output` [B, S, D]. Without a `preprocessor` this is `serving_default`, and so it is of a
+      `BertPretrainer`, which is also asked where its masks are, `mask_positions` int32 [B, M].
     - `tokenize`: strings to `token_ids`, `segment_ids`, `padding_mask`.
     - `embed`: strings to `embedding` float32 [B, D]: `pooled_output`, or the vector of a text encoder.
     - `classify`: `inputs` string [B], serialized `tf.Example`s with the strings, to `classes` string and `scores`
@@ -84,7 +84,8 @@ def saved_model(
             that is.
         batch_sizes: Of the warm-up requests, one each for every signature. The largest is what a batching server
             computes at once.
-        texts: What the warm-up and the check ask. Real ones of yours tell more.
+        texts: What the warm-up and the check ask; all of them together, eight times, are one more, long text. Real ones
+            of yours tell more.
         metrics: Figures for the model card, such as {"accuracy": 0.93}.
         check: Whether to ask the written model in a fresh process, which imports TensorFlow once more. Answers that
             differ from the model's by more than 1e-5 remove the version; in the other precisions by more than 2e-2, or
@@ -93,7 +94,8 @@ def saved_model(
         Path of the version folder.
     Raises:
         ValueError: if `directory` is not a local folder, if an argument does not fit the model, if `precision` is
-            unknown or not to be had here, or if the graph holds what TF Serving cannot run; the op is named.
+            unknown or not to be had here, if a long text is too long for the model, or if the graph holds what TF
+            Serving cannot run; the op is named.
         FileExistsError: if the version exists.
         OSError: if the files cannot be written. `PermissionError` where the reason is a missing permission.
         RuntimeError: if the written model does not load or does not answer as `model` does.
@@ -156,9 +158,10 @@ def saved_model(
 
 
 def _checked_texts(texts: Sequence[str]) -> list[str]:
+    """The texts, and a long one behind them: requests are not asked how long they may be."""
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`texts` must be a list of strings, at least one. Received: texts={texts!r}.")
-    return list(texts)
+    return [*texts, 8 * " ".join([*texts, ""])]
 
 
 @contextlib.contextmanager

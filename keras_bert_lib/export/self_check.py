@@ -18,7 +18,7 @@ from keras_bert_lib.export import ask
 from keras_bert_lib.export.precision import TOLERANCES
 from keras_bert_lib.export.signatures import Signature, Tensors
 
-# Lengths differ, so that padding takes part. None is long: an encoder may have few positions.
+# Lengths differ, so that padding takes part.
 TEXTS = ("A gem of a film.", "", "Two hours I want back, and the ticket money too.", "Ça déçoit, 電影 😀!")
 
 

@@ -313,6 +313,14 @@ def test_model_that_does_not_load_is_removed(tmp_path, monkeypatch):
     assert only_child(tmp_path) == []
 
 
+def test_model_that_a_long_text_breaks_is_refused(tmp_path):
+    encoder = bert(len(VOCABULARY), 1, 16, 2, 32, max_sequence_length=64)
+    task = TextClassifier(encoder, TextPreprocessor(WordPieceTokenizer(VOCABULARY)), num_classes=2)
+    with pytest.raises(ValueError, match=r"position table has max_sequence_length=64 rows.*Truncate the input"):
+        saved_model(task, tmp_path / "1")
+    assert only_child(tmp_path) == []
+
+
 def test_diverged_weights_are_not_exported(tmp_path):
     task = SmallClassifier()
     task.head.bias.assign([np.nan, 0.0])

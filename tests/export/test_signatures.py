@@ -15,8 +15,8 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "gem", "of", "f
 TEXTS = ["a gem of a film", "", "two hours back . film"]
 
 
-def preprocessor(**options):
-    return TextPreprocessor(WordPieceTokenizer(VOCABULARY), **options)
+def preprocessor(sequence_length=None):
+    return TextPreprocessor(WordPieceTokenizer(VOCABULARY), sequence_length, max_sequence_length=32)
 
 
 def spread(model):
@@ -34,9 +34,9 @@ def classifier(**options):
     return spread(TextClassifier(encoder(), preprocessor(), **options))
 
 
-def served(model, folder, **options):
-    """Names of the signatures to functions of them, of an export that has passed its own check."""
-    return dict(tf.saved_model.load(str(saved_model(model, folder / "films", **options))).signatures)
+def served(model, folder, check=False, **options):
+    """Names of the signatures to functions of them."""
+    return dict(tf.saved_model.load(str(saved_model(model, folder / "films", check=check, **options))).signatures)
 
 
 def examples(**texts):
@@ -49,7 +49,7 @@ def examples(**texts):
 
 def test_a_classifier_answers_the_same_by_every_signature(tmp_path):
     task = classifier(labels=["bad", "fair", "good"])
-    signatures = served(task, tmp_path)
+    signatures = served(task, tmp_path, check=True)
     assert sorted(signatures) == ["classify", "embed", "serving_default", "token_ids", "tokenize"]
     answer = signatures["serving_default"](text=tf.constant(TEXTS))
     np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(task(task.preprocessor(TEXTS))), atol=1e-6)
@@ -90,7 +90,7 @@ def test_a_regression_of_one_score_answers_regress_and_one_of_two_does_not(tmp_p
     assert sorted(signatures) == ["embed", "regress", "serving_default", "token_ids", "tokenize"]
     output = signatures["regress"](inputs=examples(text=TEXTS))["outputs"]
     np.testing.assert_allclose(output, task(task.preprocessor(TEXTS))[:, 0], atol=1e-6)
-    assert "regress" not in served(classifier(num_classes=2, kind="regression"), tmp_path, check=False)
+    assert "regress" not in served(classifier(num_classes=2, kind="regression"), tmp_path)
 
 
 def test_a_text_encoder_embeds(tmp_path):
@@ -104,7 +104,7 @@ def test_a_text_encoder_embeds(tmp_path):
 
 def test_a_bare_encoder_is_asked_in_token_ids(tmp_path):
     model = encoder()
-    signatures = served(model, tmp_path)
+    signatures = served(model, tmp_path, check=True)
     features = preprocessor()(TEXTS)
     assert list(signatures) == ["serving_default"]
     answer = signatures["serving_default"](**features)
@@ -166,7 +166,7 @@ def test_a_model_without_token_ids_needs_a_preprocessor(tmp_path):
 
 
 def test_an_example_without_the_text_is_an_error_that_names_it(tmp_path):
-    signature = served(classifier(num_classes=2), tmp_path, check=False)["classify"]
+    signature = served(classifier(num_classes=2), tmp_path)["classify"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"Feature: text .* is required but could not be found"):
         signature(inputs=examples(words=TEXTS))
 

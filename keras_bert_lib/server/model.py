@@ -1,0 +1,110 @@
+"""One SavedModel in memory: its signatures, each a function from arrays to arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from keras_bert_lib.export.serving_rules import op_contract, read_meta_graph
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Signature:
+    """A function of a SavedModel.
+
+    Args:
+        name: Its key, such as "serving_default".
+        inputs: A spec for each input, in alphabetical order.
+        outputs: A spec for each output, in alphabetical order.
+        function: Takes and gives tensors by name.
+        root: The loaded SavedModel, kept because the function holds its variables weakly.
+    """
+
+    name: str
+    inputs: dict[str, tf.TensorSpec]
+    outputs: dict[str, tf.TensorSpec]
+    function: Callable[..., dict[str, tf.Tensor]]
+    root: object
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """Runs the function, with nothing checked but by TensorFlow itself."""
+        tensors = {name: tf.constant(array, self.inputs[name].dtype) for name, array in arrays.items()}
+        outputs = self.function(**tensors)
+        return {name: outputs[name].numpy() for name in self.outputs}
+
+    @property
+    def batchable(self) -> bool:
+        """Whether several requests may share one run.
+
+        Each row must have its own row in each output, and a shape that does not depend on its neighbours: token ids
+        padded to the longest text of the batch have none.
+        """
+        inputs = all(spec.shape.rank and spec.shape[0] is None for spec in self.inputs.values())
+        outputs = (spec.shape for spec in self.outputs.values())
+        return inputs and all(shape.rank and shape[0] is None and None not in shape[1:] for shape in outputs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A SavedModel that can be asked.
+
+    Args:
+        signatures: Its functions by name.
+        signature_defs: The same as written in the file, for whoever asks for the metadata.
+    """
+
+    signatures: dict[str, Signature]
+    signature_defs: dict[str, meta_graph_pb2.SignatureDef]
+
+
+def load(directory: pathlib.Path) -> Model:
+    """Loads a SavedModel, if TF Serving could load it too.
+
+    Args:
+        directory: Version folder, the one that holds `saved_model.pb`.
+    Returns:
+        The model.
+    Raises:
+        ValueError: if TF Serving could not run it. The reasons are named.
+        OSError, tf.errors.OpError: if it cannot be read.
+    """
+    if problems := op_contract(directory).problems:
+        raise ValueError(f"TF Serving could not run this version: {'; '.join(problems)}.")
+    definitions = dict(read_meta_graph(directory).signature_def)
+    _load_text_ops()
+    root = tf.saved_model.load(str(directory), tags=[tf.saved_model.SERVING])
+    signatures = {
+        name: Signature(name, _specs(definition.inputs), _specs(definition.outputs), root.signatures[name], root)
+        for name, definition in definitions.items()
+        if name in root.signatures
+    }
+    return Model(signatures, definitions)
+
+
+def strings(texts: Sequence[bytes]) -> np.ndarray:
+    """Array of objects, bytes [B]. NumPy's own would cut trailing zero bytes off."""
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array
+
+
+def _load_text_ops() -> None:
+    """Registers tensorflow_text's compiled ops, as TF Serving links them, without the package's Python."""
+    if text := importlib.util.find_spec("tensorflow_text"):
+        for library in pathlib.Path(text.submodule_search_locations[0]).glob("python/ops/*.so"):
+            tf.load_op_library(str(library))
+
+
+def _specs(infos) -> dict[str, tf.TensorSpec]:
+    return {
+        name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.dtypes.as_dtype(info.dtype), name)
+        for name, info in sorted(infos.items())
+    }
