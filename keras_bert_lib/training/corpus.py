@@ -159,7 +159,7 @@ def _differences(source: dict[str, Any], other: dict[str, Any], paths: list[path
     if "files" in changed:
         # Of files that were copied, or written once more, only the time may be new.
         ours = [(path.name, _sha256(path)) for path in paths]
-        theirs = [(file[0], digest) for file, digest in zip(other["files"], other["sha256"], strict=True)]
+        theirs = [(file[0], digest) for file, digest in zip(other["files"], other.get("sha256", ()), strict=False)]
         names = sorted({name for name, _ in set(ours) ^ set(theirs)})
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         place = changed.index("files")
