@@ -1,11 +1,16 @@
 """Each example runs, at toy size, as the user would run it."""
 
+import contextlib
 import csv
+import io
 import pathlib
 import random
 import re
+import runpy
 import subprocess
 import sys
+
+import pytest
 
 import keras_bert_lib as kbl
 
@@ -32,6 +37,77 @@ def test_custom_architecture_learns_and_exports():
     output = _run("custom_architecture.py")
     assert float(re.search(r"Held-out accuracy: (\d+\.\d)%", output)[1]) > 75
     assert "six and nine -> large" in output
+
+
+# A task, options of its export, and the signatures that it is asked by.
+SERVED = {
+    "classes": (lambda: classifier(labels=["bad", "good"]), {}, "classify embed serving_default token_ids tokenize"),
+    "pairs": (lambda: classifier(num_classes=3), {"pairs": True}, "classify embed serving_default token_ids tokenize"),
+    "labels": (
+        lambda: classifier(labels=["long", "sad"], kind="multi_label"),
+        {},
+        "classify embed serving_default token_ids tokenize",
+    ),
+    "score": (
+        lambda: classifier(num_classes=1, kind="regression"),
+        {"precision": "bfloat16"},
+        "embed regress serving_default token_ids tokenize",
+    ),
+    "vectors": (
+        lambda: kbl.tasks.TextEncoder(encoder(), preprocessor()),
+        {},
+        "embed serving_default token_ids tokenize",
+    ),
+    "encoder": (lambda: encoder(), {}, "serving_default"),
+    "masks": (lambda: kbl.tasks.BertPretrainer(encoder(), preprocessor()), {}, "serving_default tokenize"),
+}
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "gem", "of", "film", "two", "hours", "i", "want", "back"]
+
+
+def encoder():
+    return kbl.models.bert(len(PIECES), 1, 32, 2, 64, max_sequence_length=32)
+
+
+def preprocessor():
+    return kbl.preprocessing.TextPreprocessor(kbl.preprocessing.WordPieceTokenizer(PIECES), max_sequence_length=32)
+
+
+def classifier(**options):
+    return kbl.tasks.TextClassifier(encoder(), preprocessor(), **options)
+
+
+def test_a_server_answers_every_signature_of_every_task_as_the_export_does(tmp_path):
+    for name, (make, options, _) in SERVED.items():
+        kbl.export.saved_model(make(), tmp_path / name, check=False, **options)
+    with kbl.server.Server({name: tmp_path / name for name in SERVED}, grpc_port=0, rest_port=0) as server:
+        ports = ["--grpc", f"localhost:{server.grpc_port}", "--rest", f"localhost:{server.rest_port}"]
+        for name, (_, options, signatures) in SERVED.items():
+            rows = re.findall(r"^(\w+), (gRPC|REST) +(\S+) ok$", check_server(tmp_path / name, ports), re.MULTILINE)
+            assert " ".join(sorted({signature for signature, _, _ in rows})) == signatures
+            assert len(rows) == sum(1 if way in ("classify", "regress") else 2 for way in signatures.split())
+            assert max(float(most) for _, _, most in rows) <= (1e-4 if options.get("precision") else 1e-6)
+
+
+def check_server(folder, ports):
+    """What the script prints, run here: TensorFlow need not start anew for each task."""
+    script = runpy.run_path(str(ROOT / "examples" / "tf_serving" / "check_server.py"))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+        patch.setattr(sys, "argv", ["check_server.py", str(folder), *ports])
+        with pytest.raises(SystemExit) as ended:
+            script["main"]()
+    assert not ended.value.code, output.getvalue()
+    return output.getvalue()
+
+
+def test_a_server_of_something_else_is_found_out(tmp_path):
+    for name in ("asked", "served"):
+        task = classifier(labels=["bad", "good"])
+        task.head.set_weights([weight + (name == "served") for weight in task.head.get_weights()])
+        kbl.export.saved_model(task, tmp_path / name / "films", check=False)
+    with kbl.server.Server(tmp_path / "served" / "films", grpc_port=0, rest_port=0) as server:
+        ports = ["--grpc", f"localhost:{server.grpc_port}", "--rest", f"localhost:{server.rest_port}"]
+        with pytest.raises(AssertionError, match=r"serving_default, gRPC .* DIFFERS"):
+            check_server(tmp_path / "asked" / "films", ports)
 
 
 def test_fine_tune_pairs(shared_data):
