@@ -6,8 +6,6 @@ error is one sentence on standard error.
 
 from __future__ import annotations
 
-import os
-
 from keras_bert_lib.command_line import ask, bench, evaluate, export, inspect, predict, serve, train
 from keras_bert_lib.command_line.program import kbl
 
@@ -29,5 +27,4 @@ for _command in (
 
 def main() -> None:
     """Run the program with the arguments of the process."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on standard error
     kbl(prog_name="kbl")

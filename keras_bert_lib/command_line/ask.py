@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from keras_bert_lib.command_line.library import library
+import keras_bert_lib as kbl
 from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.progress import progress
 from keras_bert_lib.command_line.rows import (
@@ -58,11 +58,9 @@ def ask(
     if bool(texts) == (data is not None):
         raise click.UsageError("Pass either TEXT or --data.")
     rows = map(Row, texts) if data is None else read_rows(data, Columns(file_format, text, second))
-    library()
-    from keras_bert_lib.export.client import Client
 
     with (
-        Client(url, model, timeout=timeout, batch_size=batch_size) as client,
+        kbl.export.Client(url, model, timeout=timeout, batch_size=batch_size) as client,
         json_lines(output) as write,
         progress("Texts") as advance,
     ):

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+import numpy as np
 
-from keras_bert_lib.command_line.library import library
+import keras_bert_lib as kbl
 from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.progress import progress
 from keras_bert_lib.command_line.rows import json_lines
@@ -126,12 +127,9 @@ def _served(target: str, model: str | None) -> Iterator[tuple[str, str]]:
 def _measure(
     url: str, model: str, words: list[int], batch_sizes: list[int], clients: int, seconds: float, requests: int
 ) -> list[dict[str, Any]]:
-    library()
-    from keras_bert_lib.export.client import Client
-
     cells = []
     with (
-        Client(url, model, batch_size=max(batch_sizes), retries=0) as client,
+        kbl.export.Client(url, model, batch_size=max(batch_sizes), retries=0) as client,
         concurrent.futures.ThreadPoolExecutor(clients) as pool,
         progress("Cells", len(words) * len(batch_sizes)) as advance,
     ):
@@ -180,8 +178,6 @@ def _cell(client, batches: list, pool, clients: int, seconds: float, requests: i
 
 
 def _summary(words: int, size: int, latencies: list[float], wall: float) -> dict[str, Any]:
-    import numpy as np
-
     p50, p99 = (round(float(1e3 * value), 3) for value in np.percentile(latencies, (50, 99)))
     return {
         "words": words,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from keras_bert_lib.command_line.library import library
+import keras_bert_lib as kbl
 from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.rows import json_lines
 from keras_bert_lib.command_line.tasks import load_task
@@ -38,7 +38,7 @@ def export(model: str, directory: str, labels: str | None, pairs: bool, precisio
     """
     task = load_task(model)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
-    version = library().export.saved_model(
+    version = kbl.export.saved_model(
         task, directory, labels=names, pairs=pairs, precision=precision, check=not no_check
     )
     with json_lines(None) as write:

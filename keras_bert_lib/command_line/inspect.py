@@ -9,10 +9,13 @@ import sys
 from typing import Any
 
 import click
+import tensorflow as tf
+from google.protobuf import json_format
 
-from keras_bert_lib.command_line.library import library
 from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.rows import json_lines
+from keras_bert_lib.export.client_protocols import signature_infos
+from keras_bert_lib.export.serving_rules import op_contract, read_meta_graph
 
 _WIDTH = 160  # of a file or a pipe
 
@@ -45,12 +48,6 @@ def inspect(directory: str, as_json: bool) -> None:
 
 def describe(version: pathlib.Path) -> dict[str, Any]:
     """All that `kbl inspect` knows of a version folder; see there."""
-    library()
-    from google.protobuf import json_format
-
-    from keras_bert_lib.export.client_protocols import signature_infos
-    from keras_bert_lib.export.serving_rules import op_contract, read_meta_graph
-
     meta_graph = read_meta_graph(version)
     contract = op_contract(version)
     definitions = {
@@ -93,8 +90,6 @@ def _tensors(info: Any) -> dict[str, dict]:
 
 
 def _weights(version: pathlib.Path) -> dict[str, int]:
-    import tensorflow as tf
-
     if not (version / "variables" / "variables.index").is_file():
         return {"count": 0, "numbers": 0, "bytes": 0}
     reader = tf.train.load_checkpoint(str(version / "variables" / "variables"))

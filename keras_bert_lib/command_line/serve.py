@@ -6,7 +6,7 @@ import pathlib
 
 import click
 
-from keras_bert_lib.command_line.library import library
+import keras_bert_lib as kbl
 from keras_bert_lib.command_line.program import Command
 
 _PORT = click.IntRange(0, 65_535)
@@ -39,7 +39,4 @@ def serve(directory: str, rest: int, grpc: int, no_rest: bool, no_grpc: bool, ho
             f"{directory} is one version. Pass the folder of the model: {pathlib.Path(directory).absolute().parent}.",
             param_hint="DIRECTORY",
         )
-    library()
-    from keras_bert_lib.server import serve as serve_until_ended
-
-    serve_until_ended(directory, host=host, rest_port=None if no_rest else rest, grpc_port=None if no_grpc else grpc)
+    kbl.server.serve(directory, host=host, rest_port=None if no_rest else rest, grpc_port=None if no_grpc else grpc)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from keras_bert_lib.command_line.library import library
+import keras
 
 
 def load_task(path: str) -> Any:
@@ -19,9 +19,6 @@ def load_task(path: str) -> Any:
         raise FileNotFoundError(f"{path!r} is no file. `kbl train` writes such models.")
     if pathlib.Path(path).suffix != ".keras":
         raise ValueError(f"The model must be a .keras file, as `kbl train` writes it. Received: {path!r}.")
-    library()  # registers the classes that the file names
-    import keras
-
     task = keras.saving.load_model(path, compile=False, safe_mode=True)
     if not hasattr(task, "serving_outputs") or not hasattr(task, "preprocessor"):
         raise ValueError(f"{path!r} holds a {type(task).__name__}, which does not answer texts. Pass a trained task.")

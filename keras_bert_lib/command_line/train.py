@@ -5,9 +5,10 @@ from __future__ import annotations
 import pathlib
 
 import click
+import keras
 
+import keras_bert_lib as kbl
 from keras_bert_lib.command_line.evaluate import examples_of, figures_of
-from keras_bert_lib.command_line.library import library
 from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.progress import progress
 from keras_bert_lib.command_line.rows import Columns, column_options, json_lines
@@ -86,9 +87,6 @@ def train(
     names = sorted(set(labels))
     if len(names) < 2:
         raise ValueError(f"{data}: a classifier needs at least 2 different labels. Found: {names}.")
-
-    kbl = library()
-    import keras
 
     keras.utils.set_random_seed(seed)
     before = keras.config.dtype_policy()
