@@ -66,8 +66,7 @@ def main() -> None:
     accuracy = classifier.evaluate(*held_out, batch_size=64, verbose=0, return_dict=True)["accuracy"]
     print(f"Held-out accuracy: {accuracy:.1%}, after {seconds:.0f} s of training")
 
-    versions = [int(path.name) for path in arguments.export_to.glob("[0-9]*")]
-    version = kbl.export.saved_model(classifier, arguments.export_to / str(max(versions, default=0) + 1))
+    version = kbl.export.saved_model(classifier, arguments.export_to, metrics={"held-out accuracy": accuracy})
     subprocess.run([sys.executable, HERE / "ask_saved_model.py", version, *QUESTIONS], check=True)
 
 
