@@ -48,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=14_000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--precision", default="mixed_bfloat16", help="float32, mixed_bfloat16 or mixed_float16")
+    parser.add_argument("--random-start", action="store_true", help="random weights, as in the paper")
     parser.add_argument("--snapshots", type=int, default=20, help="checkpoints on the way, in RUN/snapshots")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -83,7 +84,7 @@ def make_data(arguments: argparse.Namespace, tokenizer, files: list[str], name: 
     return data
 
 
-def make_pretrainer(arguments: argparse.Namespace, tokenizer) -> kbl.tasks.BertPretrainer:
+def make_pretrainer(arguments: argparse.Namespace, tokenizer, corpus) -> kbl.tasks.BertPretrainer:
     build = getattr(kbl.models, f"bert_{arguments.size}")
     encoder = build(
         tokenizer.vocabulary_size(),
@@ -92,7 +93,9 @@ def make_pretrainer(arguments: argparse.Namespace, tokenizer) -> kbl.tasks.BertP
         attention_dropout=arguments.dropout,
         packed=arguments.packing,
     )
-    kbl.models.attend_to_neighbors(encoder)
+    if not arguments.random_start:
+        kbl.models.embed_by_cooccurrence(encoder, corpus.documents())
+        kbl.models.attend_to_neighbors(encoder)
     preprocessor = kbl.preprocessing.TextPreprocessor(tokenizer, max_sequence_length=arguments.sequence_length)
     pretrainer = kbl.tasks.BertPretrainer(encoder, preprocessor, next_sentence=arguments.pairs != "none")
     pretrainer.compile(
@@ -113,7 +116,7 @@ def main() -> None:
 
     # All GPUs of this machine, or its CPU.
     with tf.distribute.MirroredStrategy().scope():
-        pretrainer = make_pretrainer(arguments, tokenizer)
+        pretrainer = make_pretrainer(arguments, tokenizer, data.corpus)
     before = pretrainer.fill_mask(SENTENCES)
 
     def save(directory: pathlib.Path) -> None:

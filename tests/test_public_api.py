@@ -46,6 +46,7 @@ PUBLIC_NAMES = {
         "bert_mini",
         "bert_small",
         "bert_tiny",
+        "embed_by_cooccurrence",
         "transformer_model",
     ],
     "preprocessing": [
