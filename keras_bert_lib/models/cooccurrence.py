@@ -9,7 +9,7 @@ import numpy as np
 
 _CONTEXTS = 4_096  # of a larger vocabulary the most frequent pieces: the table of counts would not fit into memory
 _SMOOTHING, _POWER = 0.75, 0.5  # Levy et al. 2015: of the frequencies of contexts, and of the singular values
-_AT_ONCE = 1 << 22  # tokens
+_AT_ONCE = 1 << 24  # tokens
 _MORE, _ITERATIONS = 64, 4  # directions beside those that are kept, and rounds, of the decomposition
 
 
