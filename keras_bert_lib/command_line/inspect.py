@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -16,6 +15,7 @@ from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.rows import json_lines
 from keras_bert_lib.export.client_protocols import signature_infos
 from keras_bert_lib.export.serving_rules import op_contract, read_meta_graph
+from keras_bert_lib.export.versions import version_number
 
 _WIDTH = 160  # of a file or a pipe
 
@@ -78,7 +78,7 @@ def describe(version: pathlib.Path) -> dict[str, Any]:
 def _version(directory: pathlib.Path) -> pathlib.Path:
     if (directory / "saved_model.pb").is_file() or not directory.is_dir():
         return directory  # where there is nothing, the reader says so
-    numbers = [path.name for path in directory.iterdir() if re.fullmatch(r"[0-9]+", path.name)]
+    numbers = [path.name for path in directory.iterdir() if version_number(path.name) is not None]
     return directory / max(numbers, key=int) if numbers else directory
 
 

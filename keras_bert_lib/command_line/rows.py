@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import gzip
-import itertools
 import json
 import math
+import os
 import pathlib
+import secrets
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -98,9 +100,19 @@ def _rows(path: str, file_format: str, columns: Columns) -> Iterator[Row]:
 
 
 def in_chunks(rows: Iterable[Row], size: int = CHUNK) -> Iterator[list[Row]]:
-    """Lists of up to `size` rows."""
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
+    """Lists of up to `size` rows; where reading fails, what was read before comes first."""
+    chunk: list[Row] = []
+    try:
+        for row in rows:
+            chunk.append(row)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
         yield chunk
 
 
@@ -112,8 +124,11 @@ def texts_of(rows: list[Row]) -> Any:
 
 @contextlib.contextmanager
 def json_lines(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Function that writes an object as a line, to standard output where there is no `path`."""
-    with open(path, "wb") if path else contextlib.nullcontext(sys.stdout.buffer) as file:
+    """Function that writes an object as a line, to standard output where there is no `path`.
+
+    A file appears, or replaces an older one, when all is written: it may be the one that is read.
+    """
+    with _replaced(path) if path else contextlib.nullcontext(sys.stdout.buffer) as file:
 
         def write(item: Mapping[str, Any]) -> None:
             # A half of a surrogate pair cannot be written in UTF-8; escaped by a backslash it is JSON's own form.
@@ -122,6 +137,20 @@ def json_lines(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], None]
 
         yield write
         file.flush()
+
+
+@contextlib.contextmanager
+def _replaced(path: str) -> Iterator[BinaryIO]:
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "Is a folder. Name a file in it", path)
+    partial = f"{path}.partial-{secrets.token_hex(4)}"
+    try:
+        with open(partial, "xb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
 
 
 def write_answers(write: Callable, rows: list[Row], answers: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from keras_bert_lib.export.client_protocols import (
     Arrays,
     JsonOutputs,
+    Rest,
     ServingError,
     SignatureInfo,
     TensorInfo,
@@ -238,6 +239,8 @@ class Client:
         return _joined(parts)
 
     async def _batch(self, batch: Arrays, signature, version, deadline: float) -> Arrays:
+        if isinstance(self._protocol, Rest):  # before, since the server may end right behind its answer
+            await self._known(version, deadline)
         ask = self._protocol.predict
         reply = await self._retried(lambda left: ask(signature, version, batch, left), deadline)
         if isinstance(reply, JsonOutputs):
@@ -323,7 +326,8 @@ def _cast(columns: Arrays, info: SignatureInfo | None) -> Arrays:
             cast[name] = column.astype(dtype)
             if cast[name].dtype.kind != "f" and not np.array_equal(cast[name], column):
                 raise ValueError(
-                    f"`inputs[{name!r}]` must fit into {dtype}. Received: {_dtype_name(column)} too large."
+                    f"`inputs[{name!r}]` must fit into {dtype}. Received: {_dtype_name(column)} that are not whole, or "
+                    "too large."
                 )
     return cast
 

@@ -30,6 +30,7 @@ _CODES = {
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     409: "ABORTED",
+    413: "RESOURCE_EXHAUSTED",
     429: "RESOURCE_EXHAUSTED",
     499: "CANCELLED",
     500: "INTERNAL",
@@ -160,7 +161,9 @@ class Grpc:
             await asyncio.wrap_future(done)
             return call.result()
         except self._grpc.RpcError as error:
-            raise ServingError(error.code().name, error.details() or "") from error
+            # A server that ends cancels the calls that it has not taken up; a call that we cancel ends otherwise.
+            code = "UNAVAILABLE" if error.code().name == "CANCELLED" else error.code().name
+            raise ServingError(code, error.details() or "") from error
         finally:
             call.cancel()  # where the caller was cancelled
 

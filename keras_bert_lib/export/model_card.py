@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_bert_lib._version import __version__
-from keras_bert_lib.export.serving_rules import OLDEST, OpContract
+from keras_bert_lib.export.serving_rules import OpContract
 from keras_bert_lib.export.signatures import Signature
 
 NAME = "model_card.md"
@@ -88,8 +88,8 @@ def write_model_card(
         f"{_listed(outputs[key].values())} | {contract.signatures[key]} |"
         for key, signature in signatures.items()
     ]
+    server = max(contract.signatures.values(), key=lambda version: [int(part) for part in version.split(".")])
     figures = "".join(f"\n| {metric} | {value:.4g} |" for metric, value in metrics.items())
-    default = [spec.name for spec in signatures["serving_default"].specs]
     card = _CARD.format(
         name=name,
         version=__version__,
@@ -99,11 +99,11 @@ def write_model_card(
         difference="" if difference is None else f", up to {difference:.1e} from its answers in float32",
         parameters=parameters,
         bytes=sum(path.stat().st_size for path in files),
-        server=max(contract.signatures.values(), key=lambda version: [int(part) for part in version.split(".")]),
-        image=f"{OLDEST}.0",
+        server=server,
+        image=f"{server}.0",
         figures=f"\n| figure | value |\n|---|---:|{figures}\n" if metrics else "",
         signatures="\n".join(rows),
-        request=json.dumps({"instances": [_instance(default)]}),
+        request=json.dumps({"instances": [_instance(signatures["serving_default"].specs)]}),
         checksums="\n".join(f"{_sha256(path)}  {path.relative_to(directory).as_posix()}" for path in files),
     )
     (directory / NAME).write_text(card, encoding="utf-8")
@@ -118,13 +118,14 @@ def _shape(spec: tf.TensorSpec) -> str:
     return f"[{', '.join(letters[i] if size is None else str(size) for i, size in enumerate(spec.shape))}]"
 
 
-def _instance(inputs: Sequence[str]) -> object:
+def _instance(specs: Sequence[tf.TensorSpec]) -> object:
     """One row of a request in REST's row format."""
+    inputs = [spec.name for spec in specs]
     if inputs == ["text"]:
         return "A gem of a film."
     if inputs == ["first", "second"]:
         return {"first": "A gem of a film.", "second": "Two hours I want back."}
-    return {name: [int(name != "segment_ids")] * 3 for name in inputs}
+    return {spec.name: [int(spec.name != "segment_ids")] * (spec.shape[1] or 3) for spec in specs}
 
 
 def _sha256(path: pathlib.Path) -> str:

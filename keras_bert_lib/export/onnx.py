@@ -28,7 +28,7 @@ _AXES = {"token_ids": "sequence", "segment_ids": "sequence", "padding_mask": "se
 # Batch and length of what is asked: one line alone; sizes that tell the axes apart; a line that crosses 32, where
 # kernels change.
 _SHAPES = ((1, 8), (11, 7), (2, 33))
-_MASKED = 3  # M of a pretrainer
+_MASKED = 5  # M of a pretrainer, which no length in `_SHAPES` is
 
 # How far an output may be from the model's. Products of bytes are not equal to any digit, and random ids are hard on
 # them: their bound only finds files that are broken.

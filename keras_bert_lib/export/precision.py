@@ -25,7 +25,8 @@ def computing(model: keras.Model, precision: Precision) -> Iterator[None]:
     changed = {layer: "float32" for layer in model._flatten_layers() if layer.dtype_policy.name in half}
     if precision == "bfloat16":
         # Not the heads and poolings behind the encoder: they cost nothing, and answers come from them.
-        inner = getattr(model, "encoder", model)._flatten_layers()
+        encoder = getattr(model, "encoder", None)
+        inner = (encoder if isinstance(encoder, keras.Layer) else model)._flatten_layers()
         changed |= {layer: "mixed_bfloat16" for layer in inner if layer.dtype_policy.name in {"float32", *half}}
     before = {layer: layer.dtype_policy for layer in changed}
     try:

@@ -21,7 +21,7 @@ from keras_bert_lib.export.self_check import (
     fresh_process,
     largest_difference,
 )
-from keras_bert_lib.export.server_files import check_batch_sizes, write_server_files
+from keras_bert_lib.export.server_files import checked_batch_sizes, write_server_files
 from keras_bert_lib.export.serving_rules import op_contract
 from keras_bert_lib.export.signatures import signatures_of
 from keras_bert_lib.export.versions import NewVersion
@@ -108,8 +108,9 @@ def saved_model(
     """
     if precision not in TOLERANCES:
         raise ValueError(f"`precision` must be one of {sorted(TOLERANCES)}. Received: precision={precision!r}.")
-    check_batch_sizes(batch_sizes)
+    batch_sizes = checked_batch_sizes(batch_sizes)
     texts = _checked_texts(texts)
+    metrics = {name: float(value) for name, value in (metrics or {}).items()}
     version = NewVersion(directory)
     preprocessor = preprocessor or getattr(model, "preprocessor", None)
     sequence_length = sequence_length or getattr(preprocessor, "sequence_length", None)
@@ -152,13 +153,14 @@ def saved_model(
                     model.count_params(),
                     precision,
                     difference,
-                    metrics or {},
+                    metrics,
                 )
     return version.path
 
 
 def _checked_texts(texts: Sequence[str]) -> list[str]:
     """The texts, and a long one behind them: requests are not asked how long they may be."""
+    texts = texts if isinstance(texts, str) or texts is None else list(texts)
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`texts` must be a list of strings, at least one. Received: texts={texts!r}.")
     return [*texts, 8 * " ".join([*texts, ""])]
@@ -167,19 +169,24 @@ def _checked_texts(texts: Sequence[str]) -> list[str]:
 @contextlib.contextmanager
 def _labels(model: keras.Model, labels: Sequence[str] | None) -> Iterator[None]:
     """Gives `model` the labels for the time of the export."""
-    if labels is None:
+    own = getattr(model, "labels", None)
+    if labels is None and own is None:
         yield
         return
+    labels = own if labels is None else labels
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"`labels` must be a list of strings, one a class. Received: labels={labels!r}.")
     if repeated := sorted({label for label in labels if list(labels).count(label) > 1}):
         raise ValueError(f"`labels` must differ from each other. Received {repeated} more than once.")
-    before = getattr(model, "labels", None)
+    had = hasattr(model, "labels")
     model.labels = list(labels)
     try:
         yield
     finally:
-        model.labels = before
+        if had:
+            model.labels = own
+        else:
+            del model.labels
 
 
 def _module(signatures: Sequence[Any], preprocessor: keras.layers.Layer | None) -> tf.Module:

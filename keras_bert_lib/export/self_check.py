@@ -27,8 +27,9 @@ def fresh_process() -> Iterator[subprocess.Popen]:
     """Starts `ask.py`, so that it imports TensorFlow while this process traces and writes; ends it on leaving."""
     # Without a GPU: this process may have taken all its memory, and TF32 products would differ in the third decimal.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # -P: modules that stand beside that file, such as `onnx.py`, would hide packages of the same name.
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "errors": "replace"}
-    with subprocess.Popen([sys.executable, ask.__file__], env=environment, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-P", ask.__file__], env=environment, **pipes) as process:
         try:
             yield process
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -66,18 +67,19 @@ def write_server_files(
             writer.write(record.SerializeToString())
 
 
-def check_batch_sizes(batch_sizes: Sequence[int]) -> None:
-    """Raises `ValueError` for sizes that are no positive integers, or too many."""
+def checked_batch_sizes(batch_sizes: Sequence[int]) -> list[int]:
+    """The sizes as a list. Raises `ValueError` if they are no positive integers, or too many."""
     sizes = list(batch_sizes)
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not sizes or not all(isinstance(size, numbers.Integral) and size > 0 for size in sizes):
         raise ValueError(
-            f"`batch_sizes` must be positive integers, such as [1, 8, 32]. Received: batch_sizes={batch_sizes!r}."
+            f"`batch_sizes` must be positive integers, such as [1, 8, 32]. Received: batch_sizes={sizes!r}."
         )
     if len(sizes) > MOST_RECORDS // 10:
         raise ValueError(
             f"`batch_sizes` may hold {MOST_RECORDS // 10} sizes: each is a warm-up request for every signature, and a "
             f"server refuses a model with more than {MOST_RECORDS}. Received: {len(sizes)}."
         )
+    return [int(size) for size in sizes]
 
 
 def _warm_up_records(name: str, signatures: Mapping[str, Signature], texts, batch_sizes) -> Iterator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -37,34 +38,14 @@ _TEXT_OPS = frozenset(
 # Made by TensorFlow's own graph pass as a rule, and so without a Python name; linked wherever oneDNN is.
 _GRAPH_OPS = frozenset({"_QuantizedMatMul"})
 _PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-# A server runs what it is told to: a model of a stranger could read its files, or write them. The reading of variables
-# and of vocabularies, when a model is loaded, is no part of any signature.
-_FILE_OPS = frozenset(
-    {
-        "DebugIdentity",
-        "DebugIdentityV2",
-        "DebugIdentityV3",
-        "FixedLengthRecordDataset",
-        "FixedLengthRecordDatasetV2",
-        "LoadDataset",
-        "MatchingFiles",
-        "MatchingFilesDataset",
-        "PrintV2",
-        "ReadFile",
-        "Restore",
-        "RestoreSlice",
-        "RestoreV2",
-        "Save",
-        "SaveDataset",
-        "SaveDatasetV2",
-        "SaveSlices",
-        "SaveV2",
-        "TFRecordDataset",
-        "TFRecordDatasetV2",
-        "TextLineDataset",
-        "WriteFile",
-    }
-)
+# A server runs what it is told to: a model of a stranger could read its files and write them, or call other machines.
+# By word, so that an op that nobody thought of is caught, too.
+_OUTSIDE = re.compile("File|Reader|Dataset|Save|Restore|Checkpoint|Remap|Summary|Event|Print|Debug|Rpc|Send|Recv")
+# What writes and reads a model's own variables, in the functions that are named as the saver's.
+_SAVER_OPS = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
+_VOCABULARY_OPS = frozenset({"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"})
+_LARGEST_GRAPH = 2**31  # bytes: where protocol buffers end
+_ANY_SERVER = re.compile(r"(/job:localhost)?(/replica:0)?(/task:0)?(/(device:)?CPU:(0|\*))?", re.IGNORECASE)
 _INITIALIZATION = "__saved_model_init_op"
 
 
@@ -111,8 +92,7 @@ def op_contract(directory: str | pathlib.Path) -> OpContract:
     }
     problems = {f"function {name!r} must be compiled by XLA" for name, f in functions.items() if _must_compile(f)}
     problems |= {problem for node in nodes for problem in _problems(node, ops)}
-    for name, names in reached.items():
-        problems |= {f"op {op!r} of signature {name!r} reads or writes files of the server" for op in names & _FILE_OPS}
+    problems |= {f"op {op!r} reaches outside of the model: files, or other machines" for op in _outside(meta_graph)}
     problems |= {
         f"asset {asset.filename!r} lies outside of the model's folder"
         for asset in meta_graph.asset_file_def
@@ -129,6 +109,8 @@ def read_meta_graph(directory: str | pathlib.Path):
         raise FileNotFoundError(
             f"{str(directory)!r} holds no saved_model.pb. Pass the folder of one version, such as saved_models/sst2/1."
         )
+    if file.stat().st_size > _LARGEST_GRAPH:
+        raise ValueError(f"{str(file)!r} has more than 2 GB, which no SavedModel has. Export or copy it again.")
     try:
         saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     except DecodeError:
@@ -161,8 +143,7 @@ def _problems(node, ops: dict[str, str | None]) -> Iterator[str]:
         yield f"op {node.op!r} is not linked into the server; use core TensorFlow ops in its place"
     if _must_compile(node):
         yield f"op {node.op!r} ({node.name}) must be compiled by XLA, which the server has switched off"
-    device = tf.DeviceSpec.from_string(node.device)
-    if device.device_type not in (None, "CPU") or device.device_index:
+    if not _ANY_SERVER.fullmatch(node.device):
         yield f"op {node.op!r} ({node.name}) is pinned to {node.device!r}, which a server may not have"
 
 
@@ -180,6 +161,67 @@ def _reached(outputs: Iterable, graph, functions: dict) -> Iterator:
         for name in {node.op, *_functions_in(node)} & functions.keys() - seen:
             seen.add(name)
             waiting += functions[name].node_def
+
+
+def _outside(meta_graph) -> set[str]:
+    """Ops that read or write files, or send, but for a model's own variables and vocabularies.
+
+    Nodes that no signature reaches count, too: some run while a model is loaded.
+    """
+    graph = meta_graph.graph_def
+    functions = {function.signature.name: function for function in graph.library.function}
+    assets = {asset.tensor_info.name.split(":")[0] for asset in meta_graph.asset_file_def}
+    saver = meta_graph.saver_def
+    names = {saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name}
+    of_saver = {function for node in graph.node if node.name in _bare(names) for function in _functions_in(node)}
+    of_saver = _with_callers(of_saver, functions, up=False)
+    of_tables = _with_callers(
+        {name for name, f in functions.items() if any(node.op in _VOCABULARY_OPS for node in f.node_def)}, functions
+    )
+    found = set()
+    for name, function in functions.items():
+        for node in function.node_def:
+            if node.op in _VOCABULARY_OPS or not _OUTSIDE.search(node.op):
+                continue
+            if node.op not in _SAVER_OPS or name not in of_saver:
+                found.add(node.op)
+        # The name of a vocabulary comes from outside of the function: from an asset.
+        if name in of_tables and any(_is_text(node) for node in function.node_def):
+            found.add("InitializeTableFromTextFileV2")
+    nodes = {node.name: node for node in graph.node}
+    for node in graph.node:
+        if node.op in _VOCABULARY_OPS or of_tables.intersection(_functions_in(node)):
+            names = _bare(node.input)
+            if any(_is_text(nodes[name]) for name in names & nodes.keys() - assets):
+                found.add("InitializeTableFromTextFileV2")
+        elif _OUTSIDE.search(node.op):
+            found.add(node.op)
+    objects = meta_graph.object_graph_def
+    for name in of_tables & objects.concrete_functions.keys():
+        kinds = {objects.nodes[i].WhichOneof("kind") for i in objects.concrete_functions[name].bound_inputs}
+        if "constant" in kinds:
+            found.add("InitializeTableFromTextFileV2")
+    return found
+
+
+def _bare(names: Iterable[str]) -> set[str]:
+    """Names of nodes, out of those of their outputs."""
+    return {name.lstrip("^").split(":")[0] for name in names}
+
+
+def _with_callers(names: set[str], functions: dict, up: bool = True) -> set[str]:
+    """Functions, and those that call them; with `up=False`, those that they call."""
+    calls = {name: {c for node in f.node_def for c in {node.op, *_functions_in(node)}} for name, f in functions.items()}
+    names = names & functions.keys()
+    while True:
+        more = {n for n, called in calls.items() if called & names} if up else {c for n in names for c in calls[n]}
+        if not (more & functions.keys()) - names:
+            return names
+        names = names | (more & functions.keys())
+
+
+def _is_text(node) -> bool:
+    return node.op == "Const" and node.attr["dtype"].type == tf.string.as_datatype_enum
 
 
 def _functions_in(node) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -58,13 +59,16 @@ def signatures_of(
     """
     compute = _traced_once(_all_outputs(model))
     token_specs = _token_specs(model, sequence_length)
+    # Keras has no public way to all nested layers.
+    width = min(16, *(getattr(layer, "max_sequence_length", None) or 16 for layer in [model, *model._flatten_layers()]))
+    made_up = functools.partial(_made_up_token_ids, width)
     if preprocessor is None:
         if token_specs is None:
             raise ValueError(
                 f"Without a preprocessor a model is asked in token ids, so it must take a dict of {ENCODER_INPUTS}. "
                 f"Received: {type(model).__name__} {model.name!r}. Pass `preprocessor`, or a functional model."
             )
-        return {"serving_default": _of_token_ids(compute, token_specs, _made_up_token_ids)}
+        return {"serving_default": _of_token_ids(compute, token_specs, made_up)}
 
     names = ("first", "second") if pairs else ("text",)
     text_specs = [tf.TensorSpec([None], tf.string, name=name) for name in names]
@@ -89,7 +93,7 @@ def signatures_of(
     example = features_of(*texts_of(["a"]).values())
     if token_specs is not None and {spec.name for spec in token_specs} - example.keys():
         # A pretrainer is also asked where its masks are, which no text says.
-        by_ids = _of_token_ids(compute, token_specs, _made_up_token_ids)
+        by_ids = _of_token_ids(compute, token_specs, made_up)
         return {"serving_default": by_ids, "tokenize": Signature(features_of, text_specs, texts_of)}
     shapes = tf.nest.map_structure(lambda output: output.shape, compute(example))
     answers = shapes["answers"]
@@ -178,7 +182,16 @@ def _of_token_ids(compute: Callable, specs: list[tf.TensorSpec], features_of: Ca
     names = [spec.name for spec in specs]
 
     def answer(*tensors):
-        outputs = compute(dict(zip(names, tensors, strict=True)))
+        features = dict(zip(names, tensors, strict=True))
+        shape = tf.shape(features["token_ids"])
+        same = [
+            tf.debugging.assert_equal(tf.shape(features[name]), shape, f"{name} must be as large as token_ids.")
+            for name in ENCODER_INPUTS
+            if name in features
+        ]
+        # A mask that is too narrow would else be broadcast, and give an answer to other tokens.
+        with tf.control_dependencies([check for check in same if check is not None]):
+            outputs = compute({name: tf.identity(tensor) for name, tensor in features.items()})
         return {**outputs["answers"], **outputs["per_token"]}
 
     def inputs_of(texts):
@@ -194,9 +207,8 @@ def _as_wide(ids: tf.Tensor, width: int | None) -> tf.Tensor:
     return tf.pad(ids[:, :width], [[0, 0], [0, max(0, width - ids.shape[1])]])
 
 
-def _made_up_token_ids(texts: Sequence[str]) -> Tensors:
+def _made_up_token_ids(width: int, texts: Sequence[str]) -> Tensors:
     """As many tokens as there are words, if they are few, of numbers that any vocabulary has."""
-    width = 16
     mask = tf.sequence_mask([2 + len(text.split()) for text in texts], width, tf.int32)
     ids = mask * (1 + tf.range(width) % 3)
     ones = tf.ones([len(texts), 1], tf.int32)

@@ -13,6 +13,12 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 
+def version_number(name: str) -> int | None:
+    """The number of a version folder; `None` for the name of anything else."""
+    number = int(name) if re.fullmatch(r"[0-9]{1,19}", name) else 2**63
+    return number if number < 2**63 else None  # TF Serving's are int64
+
+
 class NewVersion:
     """A version folder that is about to be written.
 
@@ -20,7 +26,7 @@ class NewVersion:
         directory: The folder of a model, `saved_models/sst2`, which gets the next free number; or a version folder,
             `saved_models/sst2/3`, which must not exist.
     Raises:
-        ValueError: if it is not a local folder.
+        ValueError: if it is not a local folder, or the name of the model is none for a server.
         FileExistsError: if the version exists.
     """
 
@@ -31,10 +37,17 @@ class NewVersion:
                 f"{str(directory)!r}. Export to a local folder, then copy it."
             )
         path = pathlib.Path(os.path.abspath(directory))  # "." has no name
+        number = version_number(path.name)
         self._shown = str(directory)  # in errors, as the user wrote it
-        self._is_chosen = bool(re.fullmatch(r"[0-9]+", path.name))
+        self._is_chosen = number is not None
         self.model_folder = path.parent if self._is_chosen else path
-        self._name = path.name if self._is_chosen else str(self._next())
+        name = self.model_folder.name
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or "[" in str(path):
+            raise ValueError(
+                "The folder of a model is its name on the server, in URLs and in shells: letters, digits, '.', '_' and "
+                f"'-'. And TensorFlow reads no files below a folder with '['. Received: {self._shown!r}."
+            )
+        self._name = str(number if self._is_chosen else self._next())
         self._refuse_existing()
 
     @property
@@ -91,7 +104,7 @@ class NewVersion:
 
     def _next(self) -> int:
         names = [path.name for path in self.model_folder.iterdir()] if self.model_folder.is_dir() else []
-        return max([int(name) for name in names if re.fullmatch(r"[0-9]+", name)], default=0) + 1
+        return max([number for name in names if (number := version_number(name)) is not None], default=0) + 1
 
     def _refuse_existing(self) -> None:
         if self._is_chosen and os.path.lexists(self.path):

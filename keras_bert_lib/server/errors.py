@@ -10,7 +10,8 @@ import tensorflow as tf
 # A status travels in HTTP/2 headers over gRPC, and clients accept 8 KiB of them.
 MESSAGE_CHARACTERS = 1_000
 # An absolute one, or a relative one of three parts: "1/2" is none.
-_PATH = re.compile(r"(?<!\w)(?:[A-Za-z]:)?(?:[\\/][^\s'\"\\/:;,]+)+[\\/]?|[\w.-]+(?:[\\/][\w.-]+){2,}")
+# The look behind keeps a long word from being tried again at each of its letters, which takes time that is quadratic.
+_PATH = re.compile(r"(?<!\w)(?:[A-Za-z]:)?(?:[\\/][^\s'\"\\/:;,]+)+[\\/]?|(?<![\w.-])[\w.-]+(?:[\\/][\w.-]+){2,}")
 NEUTRAL = "The request could not be answered. The server's log says why."
 
 
@@ -66,10 +67,11 @@ def from_tensorflow(error: tf.errors.OpError) -> RequestError | None:
 
 def without_paths(text: str) -> str:
     """The text, with the last part of a path in the place of the whole path."""
+    text = text[: 2 * MESSAGE_CHARACTERS]  # an op quotes whole strings of the request; more is cut off later anyway
     return _PATH.sub(lambda path: re.split(r"[\\/]", path[0].rstrip("\\/"))[-1], text)
 
 
 def _own_words(message: str) -> str:
     """The op's message without the trace that stands before it and the nodes that stand behind it."""
-    lines = re.sub(r"\{\{.*?\}\}", "", message.split("[[")[0]).splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    lines = [line.strip() for line in message.split("[[")[0].splitlines() if line.strip()]
+    return re.sub(r"\{\{[^{}]*\}\}", "", lines[-1][: 4 * MESSAGE_CHARACTERS]).strip() if lines else ""

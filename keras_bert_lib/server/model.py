@@ -24,21 +24,17 @@ class Signature:
         name: Its key, such as "serving_default".
         inputs: A spec for each input, in alphabetical order.
         outputs: A spec for each output, in alphabetical order.
-        function: Takes and gives tensors by name.
-        root: The loaded SavedModel, kept because the function holds its variables weakly.
+        function: Takes and gives arrays by name.
     """
 
     name: str
     inputs: dict[str, tf.TensorSpec]
     outputs: dict[str, tf.TensorSpec]
-    function: Callable[..., dict[str, tf.Tensor]]
-    root: object
+    function: Callable[..., Arrays]
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """Runs the function, with nothing checked but by TensorFlow itself."""
-        tensors = {name: tf.constant(array, self.inputs[name].dtype) for name, array in arrays.items()}
-        outputs = self.function(**tensors)
-        return {name: outputs[name].numpy() for name in self.outputs}
+        return self.function(**arrays)
 
     @property
     def batchable(self) -> bool:
@@ -80,13 +76,25 @@ def load(directory: pathlib.Path) -> Model:
         raise ValueError(f"TF Serving could not run this version: {'; '.join(problems)}.")
     definitions = dict(read_meta_graph(directory).signature_def)
     _load_text_ops()
-    root = tf.saved_model.load(str(directory), tags=[tf.saved_model.SERVING])
+    # A session, as in TF Serving, and not `tf.saved_model.load`: what that has loaded stays in memory for good, some 50
+    # MB a version. The session ends with the last function that uses it.
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(directory))
     signatures = {
-        name: Signature(name, _specs(definition.inputs), _specs(definition.outputs), root.signatures[name], root)
+        name: Signature(name, _specs(definition.inputs), _specs(definition.outputs), _function(session, definition))
         for name, definition in definitions.items()
-        if name in root.signatures
+        if not name.startswith("__saved_model")  # the initialization
     }
     return Model(signatures, definitions)
+
+
+def _function(session: tf.compat.v1.Session, definition: meta_graph_pb2.SignatureDef) -> Callable:
+    inputs, outputs = sorted(definition.inputs), sorted(definition.outputs)
+    run = session.make_callable(
+        [definition.outputs[name].name for name in outputs], [definition.inputs[name].name for name in inputs]
+    )
+    return lambda **arrays: dict(zip(outputs, run(*(arrays[name] for name in inputs)), strict=True))
 
 
 def strings(texts: Sequence[bytes]) -> np.ndarray:

@@ -197,7 +197,7 @@ def _load_warm(directory: pathlib.Path) -> Model:
 def _bases(models) -> dict[str, pathlib.Path]:
     if isinstance(models, str | os.PathLike):
         base = pathlib.Path(models)
-        models = {base.resolve().name: base}
+        models = {os.path.basename(os.path.abspath(base)): base}  # that of a link, as in the exported files
     if not models:
         raise ValueError("`models` must hold at least one model. Received: none.")
     for name in models:

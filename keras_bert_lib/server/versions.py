@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_bert_lib.export.versions import version_number
 from keras_bert_lib.server.errors import Code, RequestError, without_paths
 from keras_bert_lib.server.model import Model
 
 _log = logging.getLogger(__name__)
-_LARGEST = 2**63 - 1
 
 
 class State(enum.IntEnum):
@@ -110,7 +110,8 @@ class Versions:
         """
         with self._polling:
             try:
-                found = {int(path.name): path for path in self._base.iterdir() if _is_version(path)}
+                numbered = ((version_number(path.name), path) for path in sorted(self._base.iterdir()))
+                found = {number: path for number, path in numbered if number is not None and path.is_dir()}
             except OSError as error:
                 if must_exist:
                     raise FileNotFoundError(
@@ -161,11 +162,6 @@ def not_served(name: str, number: int | None) -> RequestError:
     """The error of a request for a model, or for a version of it, that is not served."""
     request = f"Latest({name})" if number is None else f"Specific({name}, {number})"
     return RequestError(Code.NOT_FOUND, f"Servable not found for request: {request}")
-
-
-def _is_version(path: pathlib.Path) -> bool:
-    name = path.name
-    return name.isascii() and name.isdigit() and len(name) < 20 and int(name) <= _LARGEST and path.is_dir()
 
 
 def _files(directory: pathlib.Path) -> object:

@@ -118,11 +118,38 @@ def test_predict_writes_an_object_a_text_in_order(folder, tmp_path):
     assert [a["label"] for a in answers] == [task.labels[i] for i in logits.argmax(1)]
 
 
-def test_predict_gives_what_came_before_a_bad_row(folder):
-    data = '{"body": "a fine film"}\n' * 1_024 + "{}\n"
+@pytest.mark.parametrize("rows", [1, 1_024, 1_025])
+def test_predict_gives_what_came_before_a_bad_row(folder, rows):
+    data = '{"body": "a fine film"}\n' * rows + "{}\n"
     result = run("predict", folder / "model.keras", "-", "--format", "jsonl", "--text", "body", input=data, code=1)
-    assert len(objects(result)) == 1_024
-    assert result.stderr.startswith("Error: standard input, line 1025: expected a column 'body'. Found: nothing.")
+    assert len(objects(result)) == rows
+    message = f"Error: standard input, line {rows + 1}: expected a column 'body'. Found: nothing."
+    assert result.stderr.startswith(message)
+
+
+def test_predict_may_write_over_what_it_reads(folder, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "a fine film"}\n' * 3)
+    run("predict", folder / "model.keras", file, "--output", file)
+    answers = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(answers) == 3 and answers[0]["text"] == "a fine film" and "probabilities" in answers[0]
+
+
+def test_an_older_output_stays_where_the_work_fails(folder, tmp_path):
+    (tmp_path / "old.jsonl").write_text("old")
+    data = '{"text": "a fine film"}\n{}\n'
+    run(
+        "predict",
+        folder / "model.keras",
+        "-",
+        "--format",
+        "jsonl",
+        "--output",
+        tmp_path / "old.jsonl",
+        input=data,
+        code=1,
+    )
+    assert (tmp_path / "old.jsonl").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_encoder_answers_vectors_and_cannot_be_evaluated(folder, tmp_path):

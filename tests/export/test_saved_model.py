@@ -222,6 +222,19 @@ def test_the_folder_of_a_model_gets_the_next_free_number(tmp_path, monkeypatch):
     assert saved_model(SmallClassifier(), tmp_path / "new", check=False) == tmp_path / "new" / "1"
 
 
+@pytest.mark.parametrize("name", ["my model", 'the "best"', "it's", "$(ls)", "a:b", "x[1]", "-rf", "é", "a\nb"])
+def test_name_that_a_server_or_a_shell_takes_amiss_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"folder of a model is its name on the server.*letters, digits"):
+        saved_model(SmallClassifier(), tmp_path / name, check=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_no_server_reads_are_names(tmp_path):
+    (tmp_path / "films" / ("9" * 25)).mkdir(parents=True)
+    assert saved_model(SmallClassifier(), tmp_path / "films", check=False).name == "1"
+    assert saved_model(SmallClassifier(), tmp_path / "films" / "007", check=False).name == "7"
+
+
 def test_a_number_that_is_taken_meanwhile_is_passed_over(tmp_path):
     class Slow(SmallClassifier):
         def serving_outputs(self, logits):

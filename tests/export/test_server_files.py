@@ -148,6 +148,16 @@ def test_a_card_of_pairs_asks_by_two_strings(tmp_path):
     assert '{"instances": [{"first": "A gem of a film.", "second": ' in (version / "model_card.md").read_text()
 
 
+def test_a_card_of_a_fixed_width_asks_in_that_width(tmp_path):
+    version = saved_model(classifier(num_classes=2).encoder, tmp_path / "1", check=False, sequence_length=6)
+    assert '"token_ids": [1, 1, 1, 1, 1, 1]' in (version / "model_card.md").read_text()
+
+
+def test_figures_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        saved_model(classifier(num_classes=2), tmp_path / "1", metrics={"accuracy": "high"})
+
+
 def test_warm_up_of_token_ids_alone(tmp_path):
     version = saved_model(classifier(num_classes=2).encoder, tmp_path / "1", check=False, batch_sizes=[3])
     (record,) = records(version)

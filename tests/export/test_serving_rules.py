@@ -2,7 +2,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from keras_bert_lib.export import op_contract
+from keras_bert_lib.export import op_contract, serving_rules
 
 
 def written(function, folder, dtype=tf.float32):
@@ -125,10 +125,76 @@ def write(x):
         return {"y": tf.identity(x)}
 
 
-@pytest.mark.parametrize(("function", "op"), [(read, "ReadFile"), (list_files, "MatchingFiles"), (write, "PrintV2")])
-def test_a_signature_that_touches_files_is_named(tmp_path, function, op):
-    problem = f"op {op!r} of signature 'serving_default' reads or writes files of the server"
-    assert problems(written(function, tmp_path / "1", tf.string)) == [problem]
+def read_whole(x):
+    reader = tf.raw_ops.WholeFileReaderV2()
+    queue = tf.raw_ops.FIFOQueueV2(component_types=[tf.string])
+    return {"y": tf.raw_ops.ReaderReadV2(reader_handle=reader, queue_handle=queue).value[None]}
+
+
+@pytest.mark.parametrize(
+    ("function", "ops"),
+    [
+        (read, ["ReadFile"]),
+        (list_files, ["MatchingFiles"]),
+        (write, ["PrintV2"]),
+        (read_whole, ["ReaderReadV2", "WholeFileReaderV2"]),
+    ],
+)
+def test_op_that_reaches_outside_is_named(tmp_path, function, ops):
+    found = [f"op {op!r} reaches outside of the model: files, or other machines" for op in ops]
+    assert problems(written(function, tmp_path / "1", tf.string)) == found
+
+
+def test_every_op_of_tensorflow_with_such_a_word_is_known_to_reach_outside():
+    words = ("Reader", "ReadFile", "WriteFile", "Dataset", "SaveV2", "RestoreV2", "SummaryWriter", "Rpc")
+    ops = [op for op in dir(tf.raw_ops) if any(word in op for word in words)]
+    assert len(ops) > 100 and all(serving_rules._OUTSIDE.search(op) for op in ops)
+
+
+def test_op_that_runs_while_a_model_is_loaded_counts_too(tmp_path):
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        x = tf.compat.v1.placeholder(tf.float32, [None])
+        builder = tf.compat.v1.saved_model.Builder(str(tmp_path / "1"))
+        signature = tf.compat.v1.saved_model.predict_signature_def({"x": x}, {"y": x + 1.0})
+        builder.add_meta_graph_and_variables(
+            session, ["serve"], {"serving_default": signature}, main_op=tf.io.write_file(str(tmp_path / "new"), "here")
+        )
+        builder.save()
+    assert problems(tmp_path / "1") == ["op 'WriteFile' reaches outside of the model: files, or other machines"]
+
+
+class FileName(tf.lookup.TextFileInitializer):
+    """Lines of a file that is no asset: its name is a constant of the graph."""
+
+    def __init__(self, name):
+        super().__init__(name, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER, tf.string, 1, delimiter=":")
+        self._filename = tf.constant(name)
+
+    def initialize(self, table):
+        handle = table.resource_handle
+        return tf.raw_ops.InitializeTableFromTextFileV2(
+            table_handle=handle, filename=self._filename, key_index=-1, value_index=-2, vocab_size=-1, delimiter=":"
+        )
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["while loading", "in the signature"])
+def test_vocabulary_that_is_no_asset_is_named(tmp_path, inside):
+    module = tf.Module()
+    (tmp_path / "secret").write_text("a\nb\n")
+    name = str(tmp_path / "secret")
+    module.table = tf.lookup.StaticHashTable(FileName(name), "")
+
+    def lines(x):
+        if inside:
+            tf.raw_ops.InitializeTableFromTextFileV2(
+                table_handle=module.table.resource_handle, filename=name, key_index=-1, value_index=-2
+            )
+        return {"y": module.table.lookup(x)}
+
+    function = tf.function(lines, [tf.TensorSpec([None], tf.int64, name="x")], autograph=False)
+    tf.saved_model.save(module, tmp_path / "1", signatures={"serving_default": function.get_concrete_function()})
+    found = "op 'InitializeTableFromTextFileV2' reaches outside of the model: files, or other machines"
+    assert problems(tmp_path / "1") == [found]
 
 
 def test_reading_of_variables_and_vocabularies_on_loading_is_no_problem(tmp_path):

@@ -190,3 +190,25 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(tmp_path):
         assert not {output.dtype for output in signature.structured_outputs.values()} & {tf.bfloat16, tf.float16}
     assert {layer.dtype_policy.name for layer in task._flatten_layers()} == {"float32"}  # as before
     assert "Computes in bfloat16, up to " in (version / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["segment_ids", "padding_mask"])
+@pytest.mark.parametrize("shape", [(2, 1), (1, 4), (1, 1)])
+def test_token_ids_and_what_belongs_to_them_must_be_of_one_shape(tmp_path, name, shape):
+    signature = served(encoder(), tmp_path)["serving_default"]
+    features = {key: tf.ones([2, 4], tf.int32) for key in ("token_ids", "segment_ids", "padding_mask")}
+    signature(**features)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name} must be as large as token_ids"):
+        signature(**{**features, name: tf.ones(shape, tf.int32)})
+
+
+def test_a_short_encoder_is_exported(tmp_path):
+    model = spread(bert(len(VOCABULARY), 1, 16, 2, 32, max_sequence_length=8))
+    assert list(served(model, tmp_path)) == ["serving_default"]
+
+
+def test_labels_of_an_export_leave_no_trace_on_a_model_without_them(tmp_path):
+    model = encoder()
+    with pytest.raises(ValueError, match="without a label"):
+        saved_model(model, tmp_path / "1", labels=["a", "b"])
+    assert not hasattr(model, "labels")
