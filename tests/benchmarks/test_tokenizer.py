@@ -50,6 +50,7 @@ def test_the_whole_report_is_made_of_every_benchmark(tmp_path):
     assert {name.removesuffix("_contestant") for name in here} | {
         "growth",
         "int8",
+        "onnx",
         "scaling",
         "training_memory",
     } == asked

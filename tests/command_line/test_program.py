@@ -119,10 +119,16 @@ def test_missing_file_is_code_1_in_a_process():
 
 def test_ctrl_c_is_code_130_and_quiet(tmp_path):
     os.mkfifo(tmp_path / "data.csv")
-    process = start("main()", "train", str(tmp_path / "data.csv"), "--output", str(tmp_path / "model.keras"))
-    with open(tmp_path / "data.csv", "w"):  # opens when the program does, which then waits for a line
+    # A shell that starts the tests in the background lets them, and all that they start, ignore the signal.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); main()"
+    options = [str(tmp_path / "data.csv"), "--output", str(tmp_path / "model.keras")]
+    # The file opens when the program opens it, which then waits for a line.
+    with start(code, "train", *options) as process, open(tmp_path / "data.csv", "w"):
         process.send_signal(signal.SIGINT)
-        output, log = process.communicate(timeout=60)
+        try:
+            output, log = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, output, own(log)) == (130, "", "")
 
 
