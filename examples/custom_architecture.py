@@ -20,6 +20,8 @@ import keras_bert_lib as kbl
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
+MAX_LENGTH = 32  # tokens
+
 
 def sums(count: int, seed: int) -> tuple[list[str], list[str]]:
     """Texts such as "six and seven", labelled by whether the two make more than nine."""
@@ -33,7 +35,7 @@ def build_encoder(vocabulary_size: int) -> keras.Model:
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
     x = kbl.layers.TransformerEmbeddings(
-        vocabulary_size, embedding_dim=64, hidden_dim=128, num_segments=0, max_sequence_length=32, dropout=0.0
+        vocabulary_size, embedding_dim=64, hidden_dim=128, num_segments=0, max_sequence_length=MAX_LENGTH, dropout=0.0
     )(token_ids)
     shared = kbl.layers.TransformerEncoder(
         num_heads=4, intermediate_dim=256, dropout=0.0, attention_dropout=0.0, normalize_first=True, name="shared"
@@ -51,7 +53,9 @@ def build_encoder(vocabulary_size: int) -> keras.Model:
 def main(examples: int = 4_000, epochs: int = 6, export_to: str | None = None) -> float:
     keras.utils.set_random_seed(0)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "and", *WORDS]
-    preprocessor = kbl.preprocessing.TextPreprocessor(kbl.preprocessing.WordPieceTokenizer(vocabulary))
+    tokenizer = kbl.preprocessing.WordPieceTokenizer(vocabulary)
+    # Longer texts are cut to the positions that the encoder has: a server is not asked how long a text may be.
+    preprocessor = kbl.preprocessing.TextPreprocessor(tokenizer, max_sequence_length=MAX_LENGTH)
     classifier = kbl.tasks.TextClassifier(build_encoder(len(vocabulary)), preprocessor, labels=["small", "large"])
     steps = epochs * examples // 64
     classifier.compile(optimizer=kbl.training.adamw(1e-3, warmup_steps=steps // 10, total_steps=steps))

@@ -50,7 +50,7 @@ SERVED = {
     ),
     "score": (
         lambda: classifier(num_classes=1, kind="regression"),
-        {"precision": "bfloat16"},
+        {},
         "embed regress serving_default token_ids tokenize",
     ),
     "vectors": (
@@ -81,11 +81,11 @@ def test_a_server_answers_every_signature_of_every_task_as_the_export_does(tmp_p
         kbl.export.saved_model(make(), tmp_path / name, check=False, **options)
     with kbl.server.Server({name: tmp_path / name for name in SERVED}, grpc_port=0, rest_port=0) as server:
         ports = ["--grpc", f"localhost:{server.grpc_port}", "--rest", f"localhost:{server.rest_port}"]
-        for name, (_, options, signatures) in SERVED.items():
+        for name, (_, _, signatures) in SERVED.items():
             rows = re.findall(r"^(\w+), (gRPC|REST) +(\S+) ok$", check_server(tmp_path / name, ports), re.MULTILINE)
             assert " ".join(sorted({signature for signature, _, _ in rows})) == signatures
             assert len(rows) == sum(1 if way in ("classify", "regress") else 2 for way in signatures.split())
-            assert max(float(most) for _, _, most in rows) <= (1e-4 if options.get("precision") else 1e-6)
+            assert max(float(most) for _, _, most in rows) <= 1e-6
 
 
 def check_server(folder, ports):
@@ -139,6 +139,8 @@ def test_pretraining_from_text_to_a_fine_tuned_classifier(tmp_path):
     train, heldout = _stories(tmp_path / "train.txt", 400, 0), _stories(tmp_path / "heldout.txt", 60, 1)
     sizes = ["--size", "tiny", "--vocabulary-size", 120, "--sequence-length", 32, "--batch-size", 16]
     command = [train, "--heldout", heldout, "--run", tmp_path / "run", *sizes, "--steps", 320, "--snapshots", 2]
+    # Of so few words the other starts tell little: fine-tuned from them, one to three of the six animals are told.
+    command.append("--random-start")
     output = _run("pretrain.py", *command, "--learning-rate", 1e-3, "--precision", "float32")
     assert "The sun was [MASK] over the sea." in output
     with open(tmp_path / "run" / "curves.csv") as file:

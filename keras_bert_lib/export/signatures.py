@@ -136,7 +136,8 @@ def _all_outputs(model: keras.Model) -> Callable[[Any], dict[str, Tensors]]:
         whole = keras.Model(model.input, {"outputs": model.output, "embedding": model.embedding})
 
         def compute(features):
-            computed = whole(features, training=False)
+            # An encoder without segments leaves out what the preprocessor makes for others.
+            computed = whole({name: features[name] for name in model.input}, training=False)
             answers = _answers(model, computed["outputs"])
             return _in_float32({"answers": answers, "per_token": {}, "embedding": {"embedding": computed["embedding"]}})
 

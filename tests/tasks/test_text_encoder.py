@@ -74,7 +74,8 @@ def test_reloads_bit_for_bit(encoder, preprocessor, tmp_path):
 
 
 def test_export_answers_with_the_vectors(encoder, preprocessor, tmp_path):
-    task = kbl.tasks.TextEncoder(encoder, preprocessor)
+    cutting = kbl.preprocessing.TextPreprocessor(preprocessor.tokenizer, max_sequence_length=64)
+    task = kbl.tasks.TextEncoder(encoder, cutting)
     version = kbl.export.saved_model(task, tmp_path / "1", check=False)
     answer = tf.saved_model.load(str(version)).signatures["serving_default"](text=tf.constant(TEXTS))
     np.testing.assert_allclose(answer["embedding"], task.encode(TEXTS), rtol=1e-4, atol=1e-5)
