@@ -20,21 +20,13 @@ import numpy as np
 import tensorflow as tf
 
 import keras_bert_lib as kbl
-from benchmarks import real_text, report
+from benchmarks import int8, real_text, report
 from keras_bert_lib.export.onnx import onnx
 
 EPOCHS, LEARNING_RATE = 5, 1e-3  # a small model takes larger steps
 BATCH_SIZE = 64
 
 Answer = Callable[[dict[str, np.ndarray]], np.ndarray]
-
-
-def data(options) -> dict:
-    if options.trial:
-        return real_text.training_data(options)
-    folder = real_text.folder_of("banking77", options)
-    (train, train_labels), (test, test_labels) = (real_text.banking77(folder, part) for part in ("train", "test"))
-    return {"train": train, "train_labels": train_labels, "test": test, "test_labels": test_labels}
 
 
 def fine_tuned(examples: dict, epochs: int) -> kbl.tasks.TextClassifier:
@@ -82,7 +74,7 @@ def main() -> None:
     options.limit = None
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     keras.utils.set_random_seed(0)
-    examples = data(options)
+    examples = int8.data(options)
     classifier = fine_tuned(examples, 1 if options.trial else EPOCHS)
     asked = batches(classifier, examples["test"])
     right = np.array([classifier.labels.index(str(label)) for label in examples["test_labels"]])

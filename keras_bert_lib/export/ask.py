@@ -28,15 +28,21 @@ def unpacked(dtype: str, text: str):
     return tf.io.parse_tensor(base64.b64decode(text), dtype)
 
 
+def load_text_ops() -> None:
+    """Registers the compiled ops of tensorflow_text, as TF Serving links them. Importing it would import Keras."""
+    import tensorflow as tf
+
+    if text := importlib.util.find_spec("tensorflow_text"):
+        for library in pathlib.Path(text.submodule_search_locations[0]).glob("python/ops/*.so"):
+            tf.load_op_library(str(library))
+
+
 def main() -> None:
     """Answers the requests on standard input."""
     sys.modules.update(dict.fromkeys(("keras", "tf_keras", "keras_bert_lib")))  # `None` makes an import fail
     import tensorflow as tf
 
-    # `import tensorflow_text` imports Keras. Its ops alone do not need it.
-    if text := importlib.util.find_spec("tensorflow_text"):
-        for library in pathlib.Path(text.submodule_search_locations[0]).glob("python/ops/*.so"):
-            tf.load_op_library(str(library))
+    load_text_ops()
     job = json.load(sys.stdin)
     signatures = tf.saved_model.load(job["directory"]).signatures
     answers = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
+from keras_bert_lib.export.ask import load_text_ops
 from keras_bert_lib.export.serving_rules import op_contract, read_meta_graph
 
 Arrays = dict[str, np.ndarray]
@@ -75,7 +75,7 @@ def load(directory: pathlib.Path) -> Model:
     if problems := op_contract(directory).problems:
         raise ValueError(f"TF Serving could not run this version: {'; '.join(problems)}.")
     definitions = dict(read_meta_graph(directory).signature_def)
-    _load_text_ops()
+    load_text_ops()
     # A session, as in TF Serving, and not `tf.saved_model.load`: what that has loaded stays in memory for good, some 50
     # MB a version. The session ends with the last function that uses it.
     session = tf.compat.v1.Session(graph=tf.Graph())
@@ -102,13 +102,6 @@ def strings(texts: Sequence[bytes]) -> np.ndarray:
     array = np.empty(len(texts), object)
     array[:] = texts
     return array
-
-
-def _load_text_ops() -> None:
-    """Registers tensorflow_text's compiled ops, as TF Serving links them, without the package's Python."""
-    if text := importlib.util.find_spec("tensorflow_text"):
-        for library in pathlib.Path(text.submodule_search_locations[0]).glob("python/ops/*.so"):
-            tf.load_op_library(str(library))
 
 
 def _specs(infos) -> dict[str, tf.TensorSpec]:

@@ -11,10 +11,9 @@ import pathlib
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from keras_bert_lib.export.server_files import MOST_RECORDS, WARM_UP
 from keras_bert_lib.server.model import Model, strings
 
-RECORDS = "assets.extra/tf_serving_warmup_requests"
-MAX_RECORDS = 1_000
 _log = logging.getLogger(__name__)
 
 
@@ -30,14 +29,14 @@ def warm_up(model: Model, directory: pathlib.Path) -> int:
         ValueError: if there are more than 1,000 records or if one is not a request that this model answers.
         tf.errors.OpError: if the file is damaged or a run fails.
     """
-    file = directory / RECORDS
+    file = directory / WARM_UP
     if not file.is_file():
         return 0
     count = 0
     for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
         count += 1
-        if count > MAX_RECORDS:
-            raise ValueError(f"Number of warmup records exceeds the maximum of {MAX_RECORDS}. Write fewer.")
+        if count > MOST_RECORDS:
+            raise ValueError(f"Number of warmup records exceeds the maximum of {MOST_RECORDS}. Write fewer.")
         _replay(model, record, count)
     _log.info("%d warm-up records were run", count)
     return count

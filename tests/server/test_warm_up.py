@@ -2,9 +2,10 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from keras_bert_lib.export.server_files import WARM_UP
 from keras_bert_lib.server.model import load
 from keras_bert_lib.server.versions import State, Versions
-from keras_bert_lib.server.warm_up import RECORDS, warm_up
+from keras_bert_lib.server.warm_up import warm_up
 from tests.server.small_models import write
 
 
@@ -44,7 +45,7 @@ def example_log(kind, text):
 
 
 def records(directory, logs):
-    file = directory / RECORDS
+    file = directory / WARM_UP
     file.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(file)) as writer:
         for log in logs:
