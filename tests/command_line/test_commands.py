@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -175,6 +176,24 @@ def test_code_in_a_model_is_not_run(tmp_path):
     keras.Model(inputs, keras.layers.Lambda(lambda x: x)(inputs)).save(tmp_path / "m.keras")
     result = run("predict", tmp_path / "m.keras", "-", input="a", code=1)
     assert "lambda" in result.stderr.lower()
+
+
+def test_archive_that_is_damaged_or_unfolds_to_much_more_is_refused_by_name(folder, tmp_path):
+    whole = (folder / "model.keras").read_bytes()
+    (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
+    assert "cut.keras' is damaged, or no .keras file" in run("predict", tmp_path / "cut.keras", "-", code=1).stderr
+
+    with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", " " * 10_000_000)
+    assert re.search(
+        r"bomb\.keras' has [\d,]+ bytes and would unfold to 10,000,000",
+        run("predict", tmp_path / "bomb.keras", "-", code=1).stderr,
+    )
+
+    with zipfile.ZipFile(folder / "model.keras") as good, zipfile.ZipFile(tmp_path / "less.keras", "w") as archive:
+        for name in set(good.namelist()) - {"model.weights.h5"}:
+            archive.writestr(name, good.read(name))
+    assert "less.keras' cannot be read as a model" in run("predict", tmp_path / "less.keras", "-", code=1).stderr
 
 
 @pytest.mark.parametrize("name, message", [("m.h5", "must be a .keras file"), ("missing.keras", "is no file")])

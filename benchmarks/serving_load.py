@@ -1,0 +1,307 @@
+"""Does the local server stand 200,000 requests of 64 clients, whatever they send and whatever happens to it?
+
+    python -m benchmarks.serving_load
+
+`kbl serve` answers from kbl-mini with a head of eight classes, over gRPC and REST: first plain questions of one, two
+and more rows, then a mixture with hostile requests while a new version appears every few seconds, then plain questions
+while the process is killed again and again. Each answer is compared with the one that the text gets alone. How to read
+the result: README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_bert_lib as kbl
+from benchmarks import real_text, report
+from benchmarks import serving_load_clients as clients
+
+CLASSES = 8
+# Requests of each part: of each number of rows, of the mixture, and while the server is killed.
+REQUESTS, TRIAL_REQUESTS = (10_000, 150_000, 10_000), (32, 250, 32)
+ROWS = (1, 2, 8, 32)
+SWAP_SECONDS, KILL_SECONDS = 3.0, 20.0
+CHARACTERS = (8, 30, 100, 300, 1_000, 4_000)
+ODD: list[str | bytes] = ["", "新しい本の話です", "🙂 🙃", "\x00\x01", "a" * 3_000, "word " * 40_000]
+ODD += [b"\xff\xfe broken", b"half of a letter \xe2\x82", bytes(range(128, 256))]
+
+
+# === What is served ===
+def write_models(folder: Path) -> tuple[Path, Path]:
+    """Two versions with the same encoder and other heads, wide enough apart to be told from each other."""
+    written = []
+    for seed in (1, 2):
+        classifier = kbl.tasks.TextClassifier.from_pretrained("kbl-mini", labels=[f"class {i}" for i in range(CLASSES)])
+        kernel, bias = classifier.get_layer("head").weights
+        kernel.assign(keras.random.normal(kernel.shape, stddev=0.2, seed=seed))
+        bias.assign(keras.ops.zeros_like(bias))
+        written.append(kbl.export.saved_model(classifier, folder / f"seed-{seed}"))
+    return tuple(written)
+
+
+def of_all_lengths(corpus: list[str]) -> list[str]:
+    starts = range(0, min(len(corpus) - 60, 2_100), 7)
+    return [" ".join(corpus[i : i + 60])[: CHARACTERS[i % len(CHARACTERS)]] for i in starts]
+
+
+class Process:
+    """`kbl serve`, which can be killed and started again on the same ports."""
+
+    def __init__(self, base: Path, ports: clients.Ports):
+        self.command = [sys.executable, "-m", "keras_bert_lib.command_line", "serve", str(base)]
+        self.command += ["--grpc", str(ports.grpc), "--rest", str(ports.rest)]
+        self.ports = ports
+        self.ended: list[str] = []  # exit codes that were not asked for
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with kbl.export.Client(f"grpc://127.0.0.1:{self.ports.grpc}", clients.MODEL, retries=100) as client:
+            client.metadata()
+
+    def end(self, number: signal.Signals) -> None:
+        if self.process.poll() is not None:
+            self.ended.append(f"exit code {self.process.returncode}")
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        if code != (0 if number == signal.SIGTERM else -number):
+            self.ended.append(f"exit code {code} after {number.name}")
+
+    def megabytes(self) -> float:
+        """Resident memory."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def free_ports() -> clients.Ports:
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))
+        return clients.Ports(first.getsockname()[1], second.getsockname()[1])
+
+
+# === What happens meanwhile ===
+@contextlib.contextmanager
+def meanwhile(step: Callable[[], None], seconds: float) -> Iterator[list[float]]:
+    """`step()` in a thread of its own every so many seconds. Yields when it was done."""
+    ending, done, failures = threading.Event(), [], []
+
+    def run():
+        while not ending.wait(seconds):
+            try:
+                step()
+            except Exception as error:  # told at the end, where it is seen
+                failures.append(error)
+                return
+            done.append(time.monotonic())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield done
+    finally:
+        ending.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+class Versions:
+    """The base folder, in which a version appears and an old one disappears."""
+
+    def __init__(self, base: Path, written: tuple[Path, Path]):
+        self.base, self.written = base, written
+        self.number = 0
+        base.mkdir()
+        self.swap()
+
+    def swap(self) -> None:
+        self.number += 1
+        beside = self.base / f".{self.number}"
+        shutil.copytree(self.written[self.number % 2], beside, copy_function=os.link)
+        beside.rename(self.base / str(self.number))
+        old = self.base / str(self.number - 2)
+        if old.exists():
+            shutil.rmtree(old)
+
+
+# === Requests ===
+class Part:
+    """So many requests by all clients at once."""
+
+    def __init__(self, workers: list[clients.Worker], count: int):
+        self.workers, self.left, self.lock = workers, count, threading.Lock()
+        self.count = count
+        self.outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+        self.seconds: list[float] = []
+        self.duration = 0.0
+
+    def ask(self, mixture: dict[clients.Kind, float]) -> Part:
+        kinds, weights = list(mixture), list(mixture.values())
+        failures: list[BaseException] = []
+
+        def work(worker: clients.Worker) -> None:
+            try:
+                while self.left > 0 and not failures:
+                    kind = worker.random.choices(kinds, weights)[0]
+                    found = kind(worker)
+                    with self.lock:
+                        self.left -= len(found)
+                        self.outcomes[kind.__name__].update(found)
+            except BaseException as error:
+                failures.append(error)
+
+        for worker in self.workers:
+            worker.seconds.clear()
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in self.workers]
+        start = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.duration = time.monotonic() - start
+        if failures:
+            raise failures[0]
+        self.seconds = [seconds for worker in self.workers for seconds in worker.seconds]
+        return self
+
+    @property
+    def asked(self) -> int:
+        return sum(sum(counts.values()) for counts in self.outcomes.values())
+
+    def percentile(self, share: float) -> str:
+        return f"{1_000 * np.percentile(self.seconds, share):,.0f}"
+
+    def with_outcome(self, outcome: str) -> int:
+        return sum(
+            n for counts in self.outcomes.values() for name, n in counts.items() if name.split(":")[0] == outcome
+        )
+
+
+def plain(rows: int) -> dict[clients.Kind, float]:
+    """Questions of so many rows, half of them over each protocol."""
+
+    def question(worker: clients.Worker) -> list[str]:
+        protocol = worker.random.choice(list(worker.clients))
+        return [worker.timed(protocol, worker.draw(rows, odd=0.0))]
+
+    return {question: 1.0}
+
+
+# === Report ===
+def sizes(parts: dict[str, Part]) -> list[str]:
+    lines = [
+        "| requests | number | right | wrong | lost | refused | p50, ms | p99, ms | requests/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, part in parts.items():
+        counts = (part.with_outcome(o) for o in (clients.RIGHT, clients.WRONG, clients.LOST, clients.REFUSED))
+        cells = [f"{count:,}" for count in (part.asked, *counts)]
+        cells += [part.percentile(50), part.percentile(99), f"{part.asked / part.duration:,.0f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def kinds(part: Part) -> list[str]:
+    lines = ["| kind | number | outcomes |", "|---|---:|---|"]
+    for name, counts in part.outcomes.items():
+        outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in counts.most_common(6))
+        lines.append(f"| `{name}` | {sum(counts.values()):,} | {outcomes} |")
+    return lines
+
+
+def memory(samples: list[float]) -> str:
+    """Medians of the tenths of the mixture: a version that loads beside another lifts single samples."""
+    tenths = [f"{np.median(part):,.0f}" for part in np.array_split(samples, 10) if len(part)]
+    return f"Resident memory of the server, MB, medians of the tenths of the mixture: {', '.join(tenths)}."
+
+
+def main() -> None:
+    parser = report.arguments(__doc__, rounds=1)
+    real_text.add_data_arguments(parser)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--requests", type=int, nargs=3, help="of each number of rows, of the mixture, of the kills")
+    options = parser.parse_args()
+    each, mixed, killed = options.requests or (TRIAL_REQUESTS if options.trial else REQUESTS)
+    keras.utils.set_random_seed(0)
+    corpus = real_text.texts_of("mr_sentence_polarity", options)
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_models(Path(folder))
+        reference = clients.Reference(written, of_all_lengths(corpus * (30 if options.trial else 1)), ODD)
+        print(f"{len(reference.texts)} texts with answers of their own", file=sys.stderr)
+        versions = Versions(Path(folder) / clients.MODEL, written)
+        ports = free_ports()
+        server = Process(versions.base, ports)
+        workers = [clients.Worker(ports, reference, random.Random(i)) for i in range(options.clients)]
+        parts: dict[str, Part] = {}
+        try:
+            for rows in ROWS:
+                parts[f"of {rows} row{'s' * (rows > 1)}"] = Part(workers, each).ask(plain(rows))
+                print(f"{rows} rows a request: done", file=sys.stderr)
+            samples: list[float] = []
+            with (
+                meanwhile(versions.swap, SWAP_SECONDS) as swaps,
+                meanwhile(lambda: samples.append(server.megabytes()), 0.5),
+            ):
+                parts["the mixture"] = Part(workers, mixed).ask(clients.MIXTURE)
+            print("the mixture: done", file=sys.stderr)
+            ends = iter([signal.SIGKILL, signal.SIGTERM] * 1_000)
+
+            def kill():
+                server.end(next(ends))
+                server.start()
+
+            with meanwhile(kill, 1.0 if options.trial else KILL_SECONDS) as kills:
+                parts["while it is killed"] = Part(workers, killed).ask(clients.WHILE_IT_IS_KILLED)
+        finally:
+            for worker in workers:
+                worker.close()
+            server.end(signal.SIGTERM)
+
+    total = sum(part.asked for part in parts.values())
+    faults = sum(part.with_outcome(outcome) for part in parts.values() for outcome in (clients.WRONG, clients.LOST))
+    faults += len(server.ended)
+    about = SimpleNamespace(
+        facts={"versions": {"keras_bert_lib": kbl.__version__, "tensorflow": tf.__version__, "grpc": grpc_version()}}
+    )
+    summary = (
+        f"{total:,} requests by {options.clients} clients to `kbl serve`, kbl-mini in float32; {len(swaps)} versions "
+        f"appeared during the mixture; the process was ended {len(kills)} times, by SIGKILL and SIGTERM in turn. "
+        f"{faults} wrong or lost answers, or odd ends of the process{': ' * bool(server.ended)}"
+        f"{'; '.join(server.ended)}. {len(reference.texts)} texts of 0 to {max(map(len, reference.texts)):,} "
+        f"characters, whose answers lie {clients.APART} apart at least; right is what is nearer than "
+        f"{clients.TOLERANCE:g}."
+    )
+    lines = [summary, "", *sizes(parts), "", "## The mixture", "", *kinds(parts["the mixture"]), "", memory(samples)]
+    heading = report.heading("Load and faults", "serving_load", options, [about])
+    report.write([*heading, *lines], "serving_load", options)
+    if faults:
+        raise SystemExit(f"{faults} faults.")
+
+
+def grpc_version() -> str:
+    import grpc
+
+    return grpc.__version__
+
+
+if __name__ == "__main__":
+    main()
