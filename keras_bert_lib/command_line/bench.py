@@ -200,7 +200,7 @@ def _print(cells: list[dict[str, Any]], target: str, clients: int) -> None:
     for cell in cells:
         words, size, requests, p50, p99, rate = cell.values()
         table.add_row(f"{words}", f"{size}", f"{requests:,}", f"{p50:.2f}", f"{p99:.2f}", f"{rate:,.0f}")
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def _title(target: str, clients: int) -> str:

@@ -119,9 +119,11 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    # No markup: the names are a stranger's.
+    plain = {"highlight": False, "markup": False, "emoji": False}
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, **plain)
     weights, vocabulary = report["weights"], report["vocabulary"]
-    console.print(f"[bold]{report['directory']}[/], written by TensorFlow {report['tensorflow']}", markup=True)
+    console.print(f"{report['directory']}, written by TensorFlow {report['tensorflow']}", style="bold")
     table = Table("signature", "inputs", "outputs", "TF Serving", box=None, pad_edge=False, header_style="bold")
     for name, signature in report["signatures"].items():
         least = signature["least_server"]
@@ -133,9 +135,9 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"vocabulary: {vocabulary['pieces']:,} pieces, sha256 {vocabulary['sha256']}")
     console.print(f"ops: {len(report['ops'])} kinds; {_least_versions(report['ops'])}")
     files = ", ".join(f"{name} {_size(size)}" for name, size in report["files"].items())
-    console.print(f"files: {_size(report['bytes'])} in all: {files}", markup=False)
+    console.print(f"files: {_size(report['bytes'])} in all: {files}")
     for problem in report["unservable"]:
-        console.print(f"unservable: {problem}", markup=False, style="red")
+        console.print(f"unservable: {problem}", style="red")
     if not report["unservable"]:
         console.print("TF Serving can serve it.")
 
@@ -146,7 +148,7 @@ def _shown(tensors: dict[str, dict]) -> str:
 
 def _shape(shape: tuple | None) -> str:
     sizes = "..." if shape is None else ", ".join("?" if size is None else str(size) for size in shape)
-    return rf"\[{sizes}]"  # an open bracket begins rich's own markup
+    return f"[{sizes}]"
 
 
 def _least_versions(ops: dict[str, str | None]) -> str:

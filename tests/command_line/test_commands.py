@@ -258,8 +258,9 @@ def test_inspect_fails_where_no_server_can_serve(tmp_path):
     module.f = tf.function(
         lambda text: {"n": tf.py_function(lambda t: t, [text], tf.string)}, [tf.TensorSpec([None], tf.string)]
     )
-    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.f.get_concrete_function())
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={"[red]f[/]": module.f.get_concrete_function()})
     output = run("inspect", tmp_path, code=1).stdout
+    assert "\n[red]f[/] " in output  # names are shown as they are, not taken as colours
     assert "unservable: op 'EagerPyFunc' calls back into Python" in output
     assert "holds no saved_model.pb" in run("inspect", tmp_path / "2", code=1).stderr
 
