@@ -52,6 +52,7 @@ def test_the_whole_report_is_made_of_every_benchmark(tmp_path):
         "int8",
         "onnx",
         "scaling",
+        "serving_load",
         "training_memory",
     } == asked
     assert all(run[-2:] == ["--rounds", "3"] for run in runs)
