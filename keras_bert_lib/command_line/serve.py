@@ -27,7 +27,8 @@ _PORT = click.IntRange(0, 65_535)
 @click.option("--no-grpc", is_flag=True, help="Leave gRPC out.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def serve(directory: str, rest: int, grpc: int, no_rest: bool, no_grpc: bool, host: str) -> None:
-    """Serve the model in DIRECTORY, such as saved_models/reviews, by the protocols of TF Serving, until Ctrl-C.
+    """Serve the model in DIRECTORY, such as saved_models/reviews, by the protocols of TF Serving, until Ctrl-C,
+    which is its ordinary end (exit code 0).
 
     The largest version is served, and new ones are taken up as they appear. This server is for development and tests:
     in production, give the same folder to TF Serving.
