@@ -39,13 +39,24 @@ def test_custom_architecture_learns_and_exports():
     assert "six and nine -> large" in output
 
 
-# A task, options of its export, and the signatures that it is asked by: together all that there are.
+# A task, options of its export, and the signatures that it is asked by.
 SERVED = {
+    "classes": (lambda: classifier(labels=["bad", "good"]), {}, "classify embed serving_default token_ids tokenize"),
     "pairs": (lambda: classifier(num_classes=3), {"pairs": True}, "classify embed serving_default token_ids tokenize"),
+    "labels": (
+        lambda: classifier(labels=["long", "sad"], kind="multi_label"),
+        {},
+        "classify embed serving_default token_ids tokenize",
+    ),
     "score": (
         lambda: classifier(num_classes=1, kind="regression"),
         {},
         "embed regress serving_default token_ids tokenize",
+    ),
+    "vectors": (
+        lambda: kbl.tasks.TextEncoder(encoder(), preprocessor()),
+        {},
+        "embed serving_default token_ids tokenize",
     ),
     "encoder": (lambda: encoder(), {}, "serving_default"),
     "masks": (lambda: kbl.tasks.BertPretrainer(encoder(), preprocessor()), {}, "serving_default tokenize"),
@@ -65,7 +76,7 @@ def classifier(**options):
     return kbl.tasks.TextClassifier(encoder(), preprocessor(), **options)
 
 
-def test_a_server_answers_every_signature_as_the_export_does(tmp_path):
+def test_a_server_answers_every_signature_of_every_task_as_the_export_does(tmp_path):
     for name, (make, options, _) in SERVED.items():
         kbl.export.saved_model(make(), tmp_path / name, check=False, **options)
     with kbl.server.Server({name: tmp_path / name for name in SERVED}, grpc_port=0, rest_port=0) as server:
