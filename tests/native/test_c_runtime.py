@@ -14,7 +14,7 @@ from keras_bert_lib.export.signatures import signatures_of
 from keras_bert_lib.layers.onednn import onednn_is_on
 from keras_bert_lib.models import albert, bert
 from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
-from keras_bert_lib.tasks import TextClassifier, TextEncoder
+from keras_bert_lib.tasks import BertPretrainer, TextClassifier, TextEncoder
 
 from .c_runtime import Program, StatusError, compile_to, mapped_files, signatures, text_op_libraries
 
@@ -98,6 +98,7 @@ KINDS = {
     "several labels": (lambda: classifier(albert, kind="multi_label"), {}, 1e-5),
     "regression": (lambda: classifier(num_classes=1, kind="regression"), {}, 1e-5),
     "vectors": (lambda: spread(TextEncoder(encoder(), preprocessor())), {}, 1e-5),
+    "masks": (lambda: spread(BertPretrainer(encoder(), preprocessor())), {}, 1e-5),
     "bare encoder": (lambda: spread(encoder(albert)), {}, 1e-5),
     "encoder of texts": (lambda: spread(encoder()), {"preprocessor": preprocessor()}, 1e-5),
     "fixed width": (classifier, {"sequence_length": 16}, 1e-5),
