@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-benchmarks lint format clean
 
 demo: .venv/demo
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/benchmarks
+
+# Every benchmark at toy size: four minutes, most of them imports of TensorFlow in processes of their own.
+test-benchmarks: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/benchmarks
 
 lint: .venv/test
 	$(BIN)/ruff check .
