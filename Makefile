@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up .venv by themselves and need nothing but Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-benchmarks lint format clean
 
@@ -8,11 +9,11 @@ demo: .venv/demo
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/benchmarks
+	$(PYTEST) --ignore tests/benchmarks
 
 # Every benchmark at toy size: four minutes, most of them imports of TensorFlow in processes of their own.
 test-benchmarks: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/benchmarks
+	$(PYTEST) tests/benchmarks
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
-"""What a number was measured on: the lines that every benchmark writes above its table."""
+"""This machine: what a number was measured on, as every benchmark writes above its table, and ports that are free."""
 
 from __future__ import annotations
 
 import os
 import platform
+import socket
 from pathlib import Path
 
 # The instructions that decide how fast bfloat16 and int8 products are.
@@ -32,6 +33,17 @@ def usable_cores() -> int:
 def describe() -> str:
     flags = ", ".join(f"{flag} {'yes' if present else 'no'}" for flag, present in cpu_flags().items())
     return f"{cpu_model()}, {usable_cores()} cores; {flags}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody listens on, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 def _cpuinfo(key: str) -> str | None:

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from benchmarks import report
+from benchmarks import machine, report
 from benchmarks.contest import quiet_environment
 from benchmarks.encoder import WORKS, product_flops
 
@@ -83,12 +83,7 @@ def gradient_bytes(sizes: dict, vocabulary_size: int = VOCABULARY_SIZE) -> int:
 # === Measured: workers of MultiWorkerMirroredStrategy that train together on this machine ===
 def measured_bytes(workers: int, threads: int) -> tuple[float, float]:
     """Bytes that a worker sends in a step, the mean over the workers, and the bytes of its gradients."""
-    sockets = [socket.socket() for _ in range(workers)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    cluster = {"worker": [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]}
-    for each in sockets:
-        each.close()
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in machine.free_ports(workers)]}
     tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(workers)]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         results = list(pool.map(_train_and_count, tasks, [threads] * workers))

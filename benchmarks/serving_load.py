@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,13 +24,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import keras_bert_lib as kbl
-from benchmarks import real_text, report
+from benchmarks import machine, real_text, report
 from benchmarks import serving_load_clients as clients
 
 CLASSES, LENGTH = 8, 32
@@ -94,32 +94,24 @@ class Process:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def free_ports() -> clients.Ports:
-    with socket.socket() as first, socket.socket() as second:
-        for one in (first, second):
-            one.bind(("127.0.0.1", 0))
-        return clients.Ports(first.getsockname()[1], second.getsockname()[1])
-
-
 # === What happens meanwhile ===
 @contextlib.contextmanager
-def meanwhile(step: Callable[[], None], seconds: float) -> Iterator[list[float]]:
-    """`step()` in a thread of its own every so many seconds. Yields when it was done."""
-    ending, done, failures = threading.Event(), [], []
+def meanwhile(step: Callable[[], Any], seconds: float) -> Iterator[list]:
+    """`step()` in a thread of its own every so many seconds. Yields the list that its results come into."""
+    ending, results, failures = threading.Event(), [], []
 
     def run():
         while not ending.wait(seconds):
             try:
-                step()
+                results.append(step())
             except Exception as error:  # told at the end, where it is seen
                 failures.append(error)
                 return
-            done.append(time.monotonic())
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield done
+        yield results
     finally:
         ending.set()
         thread.join()
@@ -147,43 +139,12 @@ class Versions:
 
 
 # === Requests ===
-class Part:
-    """So many requests by all clients at once."""
+class Part(NamedTuple):
+    """What became of so many requests: outcomes by kind, seconds of those that were timed, and of all together."""
 
-    def __init__(self, workers: list[clients.Worker], count: float):
-        self.workers, self.left, self.lock = workers, count, threading.Lock()
-        self.outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-        self.seconds: list[float] = []
-        self.duration = 0.0
-
-    def ask(self, mixture: dict[clients.Kind, float]) -> Part:
-        kinds, weights = list(mixture), list(mixture.values())
-        failures: list[BaseException] = []
-
-        def work(worker: clients.Worker) -> None:
-            try:
-                while self.left > 0 and not failures:
-                    kind = worker.random.choices(kinds, weights)[0]
-                    found = kind(worker)
-                    with self.lock:
-                        self.left -= len(found)
-                        self.outcomes[kind.__name__].update(found)
-            except BaseException as error:
-                failures.append(error)
-
-        for worker in self.workers:
-            worker.seconds.clear()
-        threads = [threading.Thread(target=work, args=(worker,)) for worker in self.workers]
-        start = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.duration = time.monotonic() - start
-        if failures:
-            raise failures[0]
-        self.seconds = [seconds for worker in self.workers for seconds in worker.seconds]
-        return self
+    outcomes: dict[str, collections.Counter]
+    seconds: list[float]
+    duration: float
 
     @property
     def asked(self) -> int:
@@ -196,6 +157,38 @@ class Part:
         return sum(
             n for counts in self.outcomes.values() for name, n in counts.items() if name.split(":")[0] == outcome
         )
+
+
+def ask(workers: list[clients.Worker], count: float, mixture: dict[clients.Kind, float]) -> Part:
+    """So many requests by all clients at once."""
+    kinds, weights = list(mixture), list(mixture.values())
+    outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    left, lock, failures = count, threading.Lock(), []
+
+    def work(worker: clients.Worker) -> None:
+        nonlocal left
+        try:
+            while left > 0 and not failures:
+                kind = worker.random.choices(kinds, weights)[0]
+                found = kind(worker)
+                with lock:
+                    left -= len(found)
+                    outcomes[kind.__name__].update(found)
+        except BaseException as error:  # told by the thread that waits for all
+            failures.append(error)
+
+    for worker in workers:
+        worker.seconds.clear()
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in workers]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    duration = time.monotonic() - start
+    if failures:
+        raise failures[0]
+    return Part(outcomes, [seconds for worker in workers for seconds in worker.seconds], duration)
 
 
 def plain(rows: int) -> dict[clients.Kind, float]:
@@ -250,20 +243,16 @@ def main() -> None:
         reference = clients.Reference(written, of_all_lengths(corpus * (30 if options.trial else 1)), ODD)
         print(f"{len(reference.texts)} texts with answers of their own", file=sys.stderr)
         versions = Versions(Path(folder) / clients.MODEL, written)
-        ports = free_ports()
+        ports = clients.Ports(*machine.free_ports(2))
         server = Process(versions.base, ports)
         workers = [clients.Worker(ports, reference, random.Random(i)) for i in range(options.clients)]
         parts: dict[str, Part] = {}
         try:
             for rows, count in BY_ROWS.items():
-                parts[f"of {rows} row{'s' * (rows > 1)}"] = Part(workers, count * share).ask(plain(rows))
+                parts[f"of {rows} row{'s' * (rows > 1)}"] = ask(workers, count * share, plain(rows))
                 print(f"{rows} rows a request: done", file=sys.stderr)
-            samples: list[float] = []
-            with (
-                meanwhile(versions.swap, SWAP_SECONDS) as swaps,
-                meanwhile(lambda: samples.append(server.megabytes()), 0.5),
-            ):
-                parts["the mixture"] = Part(workers, MIXED * share).ask(clients.MIXTURE)
+            with meanwhile(versions.swap, SWAP_SECONDS) as swaps, meanwhile(server.megabytes, 0.5) as samples:
+                parts["the mixture"] = ask(workers, MIXED * share, clients.MIXTURE)
             print("the mixture: done", file=sys.stderr)
             ends = iter([signal.SIGKILL, signal.SIGTERM] * 1_000)
 
@@ -272,7 +261,7 @@ def main() -> None:
                 server.start()
 
             with meanwhile(kill, 1.0 if options.trial else KILL_SECONDS) as kills:
-                parts["while it is killed"] = Part(workers, KILLED * share).ask(clients.WHILE_IT_IS_KILLED)
+                parts["while it is killed"] = ask(workers, KILLED * share, clients.WHILE_IT_IS_KILLED)
         finally:
             for worker in workers:
                 worker.close()

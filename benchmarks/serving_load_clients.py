@@ -101,12 +101,21 @@ class Worker:
             for _ in range(count)
         ]
 
+    def draw_text(self, count: int) -> list[int]:
+        """The same for REST, whose JSON holds no other bytes."""
+        return [row for row in self.draw(count) if isinstance(self.reference.texts[row], str)] or [0]
+
     def request(self, rows: list[int]) -> predict_pb2.PredictRequest:
         request = predict_pb2.PredictRequest()
         request.model_spec.name = MODEL
         texts = [self.reference.texts[row] for row in rows]
         request.inputs["text"].CopyFrom(tf.make_tensor_proto(np.array(texts, object)))
         return request
+
+    def judge(self, rows: list[int], reply: predict_pb2.PredictResponse) -> str:
+        """Whether these are the answers of the version that the reply says it is of."""
+        probabilities = tf.make_ndarray(reply.outputs["probabilities"])
+        return self.reference.judge(rows, probabilities, reply.model_spec.version.value)
 
     def timed(self, protocol: str, rows: list[int]) -> str:
         """Ask for these texts, and keep how long it took."""
@@ -131,8 +140,7 @@ def by_grpc(worker: Worker) -> list[str]:
 
 
 def by_rest(worker: Worker) -> list[str]:
-    rows = worker.draw(worker.random.randint(1, ROWS))
-    return [worker.timed("REST", [row for row in rows if isinstance(worker.reference.texts[row], str)] or [0])]
+    return [worker.timed("REST", worker.draw_text(worker.random.randint(1, ROWS)))]
 
 
 def of_a_version(worker: Worker) -> list[str]:
@@ -142,8 +150,7 @@ def of_a_version(worker: Worker) -> list[str]:
         reply = worker.stub.Predict(worker.request(rows), timeout=60)
     except grpc.RpcError as error:
         return [_failed(error.code().name)]
-    probabilities = tf.make_ndarray(reply.outputs["probabilities"])
-    return [worker.reference.judge(rows, probabilities, reply.model_spec.version.value)]
+    return [worker.judge(rows, reply)]
 
 
 def too_long(worker: Worker) -> list[str]:
@@ -172,9 +179,7 @@ def burst(worker: Worker) -> list[str]:
     found = []
     for rows, call in zip(asked, calls, strict=True):
         if call.exception() is None:
-            reply = call.result()
-            probabilities = tf.make_ndarray(reply.outputs["probabilities"])
-            found.append(worker.reference.judge(rows, probabilities, reply.model_spec.version.value))
+            found.append(worker.judge(rows, call.result()))
         else:
             found.append(_failed(call.code().name))
     return found
@@ -190,7 +195,7 @@ def cancelled(worker: Worker) -> list[str]:
 
 def cut(worker: Worker) -> list[str]:
     """A REST client whose connection ends in the midst of its request."""
-    data = _http(worker.draw(ROWS), worker)
+    data = _http(worker.draw_text(ROWS), worker)
     with socket.create_connection(("127.0.0.1", worker.ports.rest), timeout=60) as connection:
         connection.sendall(data[: worker.random.randrange(1, len(data))])
     return ["left"]
@@ -198,7 +203,7 @@ def cut(worker: Worker) -> list[str]:
 
 def slow_reader(worker: Worker) -> list[str]:
     """A REST client that takes its answer in small pieces."""
-    rows = worker.draw(ROWS)
+    rows = worker.draw_text(ROWS)
     answer = b""
     with socket.create_connection(("127.0.0.1", worker.ports.rest), timeout=60) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
@@ -215,7 +220,6 @@ def slow_reader(worker: Worker) -> list[str]:
 
 
 def _http(rows: list[int], worker: Worker) -> bytes:
-    rows[:] = [row for row in rows if isinstance(worker.reference.texts[row], str)] or [0]
     body = json.dumps({"instances": [worker.reference.texts[row] for row in rows]}).encode()
     head = f"POST /v1/models/{MODEL}:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body

@@ -120,8 +120,8 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     # No markup: the names are a stranger's.
-    plain = {"highlight": False, "markup": False, "emoji": False}
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, **plain)
+    width = None if sys.stdout.isatty() else _WIDTH
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     weights, vocabulary = report["weights"], report["vocabulary"]
     console.print(f"{report['directory']}, written by TensorFlow {report['tensorflow']}", style="bold")
     table = Table("signature", "inputs", "outputs", "TF Serving", box=None, pad_edge=False, header_style="bold")
