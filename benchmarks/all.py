@@ -29,6 +29,7 @@ def commands(options: argparse.Namespace, folder: Path) -> list[list[str]]:
         ["real_text", "training", "--data", str(options.data)],
         ["int8", "--data", str(options.data)],
         ["onnx", "--data", str(options.data)],
+        ["downstream", "--data", str(options.data)],
         ["serving_load", "--data", str(options.data)],
         ["latency"],
         ["memory"],

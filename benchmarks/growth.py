@@ -13,9 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import keras
@@ -233,9 +231,8 @@ def main() -> None:
         keras.backend.clear_session()
         gc.collect()
     sizes = TOY if options.trial else SIZES
-    versions = {"tensorflow": tf.__version__, "keras": keras.__version__, "keras_bert_lib": kbl.__version__}
-    itself = SimpleNamespace(facts={"versions": {**versions, "matplotlib": version("matplotlib")}})
-    heading = report.heading("How the cost grows", "growth", options, [itself])
+    packages = ("keras_bert_lib", "tensorflow", "keras", "matplotlib")
+    heading = report.heading("How the cost grows", "growth", options, packages=packages)
     held = f"The encoder: {', '.join(f'{key} {value:,}' for key, value in sizes.items())}; float32."
     report.write([*heading, held, "", *table], "growth", options)
 

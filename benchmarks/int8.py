@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -68,8 +67,8 @@ def main() -> None:
             lines.append(f"| {seed} | {title} | {found[products]:.2%} | {np.mean(chosen == exact):.2%} | {rate:,.0f} |")
         moves.append(100 * (found["int8"] - found["float"]))
         print(f"seed {seed}: {moves[-1]:+.2f} points in int8", file=sys.stderr)
-    about = SimpleNamespace(facts={"versions": {"keras": keras.__version__, "keras_bert_lib": kbl.__version__}})
-    heading = report.heading("Accuracy of 8-bit products", "int8", options, [about])
+    packages = ("keras_bert_lib", "tensorflow", "keras")
+    heading = report.heading("Accuracy of 8-bit products", "int8", options, packages=packages)
     summary = (
         f"MiniLM-L6, {EPOCHS} epochs on {len(examples['train']):,} texts in {policy}, asked for "
         f"{len(examples['test']):,}. In int8 the accuracy moves by {np.mean(moves):+.2f} points on average, by "

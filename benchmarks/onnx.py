@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -111,19 +110,13 @@ def main() -> None:
             f"| {name} | {np.mean(chosen == right):.2%} | {np.mean(chosen == exact.argmax(axis=1)):.2%} "
             f"| {difference.mean():.1e}, {difference.max():.1e} | {sizes[name] / 1e6:.1f} | {rates} |"
         )
-    about = SimpleNamespace(facts={"versions": versions()})
     summary = (
         f"kbl-mini, {1 if options.trial else EPOCHS} epochs on {len(examples['train']):,} texts, asked for "
         f"{len(right):,} in batches of {BATCH_SIZE} of like length; texts are token ids already."
     )
-    heading = report.heading("A classifier as an ONNX file", "onnx", options, [about])
+    packages = ("keras_bert_lib", "onnxruntime", "tensorflow")
+    heading = report.heading("A classifier as an ONNX file", "onnx", options, packages=packages)
     report.write([*heading, summary, "", *lines], "onnx", options)
-
-
-def versions() -> dict[str, str]:
-    import onnxruntime
-
-    return {"keras_bert_lib": kbl.__version__, "onnxruntime": onnxruntime.__version__, "tensorflow": tf.__version__}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,16 +30,23 @@ def peer(environment: str, options: argparse.Namespace) -> str | None:
     return environments.interpreter(environment) if options.peers == "all" else None
 
 
-def heading(title: str, module: str, options: argparse.Namespace, contestants: Iterable[Contestant]) -> list[str]:
-    """Title, date, machine, and the versions of the contestants."""
-    facts = f"{datetime.date.today().isoformat()}; {machine.describe()}; {options.threads} threads"
+def heading(
+    title: str,
+    module: str,
+    options: argparse.Namespace,
+    contestants: Iterable[Contestant] = (),
+    packages: Iterable[str] = (),
+) -> list[str]:
+    """Title, date, machine, and the versions of the contestants, or of `packages` of this process."""
+    facts = [datetime.date.today().isoformat(), machine.describe()]
+    facts += [f"{getattr(options, name)} {name}" for name in ("threads", "rounds") if name in options]
     lines = [
         f"# {title}",
         "",
-        f"{facts}; {options.rounds} rounds. Written by `python -m benchmarks.{module}`; how to read it: `README.md`.",
+        f"{'; '.join(facts)}. Written by `python -m benchmarks.{module}`; how to read it: `README.md`.",
         "",
     ]
-    versions = {}
+    versions = {package: {importlib.metadata.version(package)} for package in packages}
     for contestant in contestants:
         for package, number in contestant.facts.get("versions", {}).items():
             versions.setdefault(package, set()).add(number)

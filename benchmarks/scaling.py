@@ -17,8 +17,6 @@ import os
 import socket
 import struct
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from benchmarks import machine, report
@@ -195,10 +193,8 @@ def main() -> None:
         f"Assumed of a device: {options.flops / 1e12:g} TFLOP/s, {options.link / 1e9:g} GB/s sent, "
         f"{options.disk / 1e6:g} MB/s read. Nothing of the first tables is measured."
     )
-    versions = {name: version(name) for name in ("tensorflow", "keras")}
-    heading = report.heading(
-        "How a step's cost splits", "scaling", options, [SimpleNamespace(facts={"versions": versions})]
-    )
+    packages = ("keras_bert_lib", "tensorflow", "keras")
+    heading = report.heading("How a step's cost splits", "scaling", options, packages=packages)
     report.write([*heading, assumed, "", *tables, *measured], "scaling", options)
 
 

@@ -23,12 +23,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_bert_lib as kbl
 from benchmarks import machine, real_text, report
@@ -270,9 +268,6 @@ def main() -> None:
     total = sum(part.asked for part in parts.values())
     faults = sum(part.with_outcome(outcome) for part in parts.values() for outcome in (clients.WRONG, clients.LOST))
     faults += len(server.ended)
-    about = SimpleNamespace(
-        facts={"versions": {"keras_bert_lib": kbl.__version__, "tensorflow": tf.__version__, "grpc": grpc_version()}}
-    )
     summary = (
         f"{total:,} requests by {options.clients} clients to `kbl serve`, kbl-mini in float32; {len(swaps)} versions "
         f"appeared during the mixture; the process was ended {len(kills)} times, by SIGKILL and SIGTERM in turn. "
@@ -282,16 +277,11 @@ def main() -> None:
         f"{clients.TOLERANCE:g}."
     )
     lines = [summary, "", *sizes(parts), "", "## The mixture", "", *kinds(parts["the mixture"]), "", memory(samples)]
-    heading = report.heading("Load and faults", "serving_load", options, [about])
+    packages = ("keras_bert_lib", "tensorflow", "grpcio")
+    heading = report.heading("Load and faults", "serving_load", options, packages=packages)
     report.write([*heading, *lines], "serving_load", options)
     if faults:
         raise SystemExit(f"{faults} faults.")
-
-
-def grpc_version() -> str:
-    import grpc
-
-    return grpc.__version__
 
 
 if __name__ == "__main__":

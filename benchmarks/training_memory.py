@@ -14,8 +14,6 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
-from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -251,10 +249,8 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=len(CHECKED), help="how many are measured, from the first on")
     options = parser.parse_args()  # --peers and --rounds change nothing
     checked = check_table(CHECKED[: options.cells], options) if options.cells else []
-    versions = {name: version(name) for name in ("tensorflow", "keras")}
-    heading = report.heading(
-        "Memory of a training step", "training_memory", options, [SimpleNamespace(facts={"versions": versions})]
-    )
+    packages = ("keras_bert_lib", "tensorflow", "keras")
+    heading = report.heading("Memory of a training step", "training_memory", options, packages=packages)
     report.write([*heading, *checked, *prediction_table(options)], "training_memory", options)
 
 

@@ -1,7 +1,6 @@
 """The report on a pretraining run, on a small run made by hand."""
 
 import os
-import pathlib
 
 import keras
 import numpy as np
@@ -41,6 +40,9 @@ def run(tmp_path, monkeypatch):
         kbl.checkpoints.save_hf(pretrainer, snapshot)
         os.utime(snapshot / "config.json", (began + 60 * minutes,) * 2)
     kbl.checkpoints.save_hf(pretrainer, tmp_path / "hf")
+    rates = "".join(f"{step},{rate}\n" for step, rate in ((10, 900.0), (10, ""), (20, 1000.0), (20, "")))
+    (tmp_path / "curves.csv").write_text(f"step,tokens_per_second\n{rates}")
+    (tmp_path / "curves.png").write_bytes(b"a plot")
     return tmp_path
 
 
@@ -71,18 +73,17 @@ def test_asked_tokens_stand_inside_their_segment(run):
     np.testing.assert_array_equal(held.windows[:, 2], np.concatenate(truth))
 
 
-def test_random_weights_are_trained_for_enough_steps(run):
-    keras.utils.set_random_seed(0)
-    examples = [(f"the {animal} {verb} fish", animal) for animal in ("cat", "dog", "cow") for verb in ("eats", "sees")]
-    task = pretraining.Task(*(tuple(map(list, zip(*examples, strict=True))),) * 2)
-    # In four epochs there would be four steps, and a third would be right.
-    assert pretraining.fine_tuned(run / "hf", task, 1e-2, seed=0, scratch=True) > 0.6
-
-
-def test_tasks_are_read(shared_data):
-    sizes = {"mr_sentence_polarity": (9_594, 1_068), "snips": (13_784, 700), "snips, 20 a class": (140, 700)}
-    for name, (train, test) in sizes.items():
-        task = pretraining.TASKS[name](pathlib.Path(shared_data))
-        assert (len(task.train[0]), len(task.test[0])) == (train, test)
-        assert set(task.train[1]) == set(task.test[1])
-        assert not set(task.train[0]) & set(task.test[0]) or name.startswith("snips")
+def test_the_report_says_what_was_trained(run, tmp_path, monkeypatch):
+    output = tmp_path / "report" / "pretraining.md"
+    output.parent.mkdir()
+    monkeypatch.setattr("sys.argv", ["pretraining", str(run), "--data", str(run), "--output", str(output)])
+    policy = keras.config.dtype_policy()
+    try:
+        pretraining.main()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    text = output.read_text()
+    assert "1 layers of width 16, 17 pieces; 20 steps of 32 rows of 128 tokens" in text
+    assert "950 tokens a second (from 900 to 1,000)." in text
+    assert "| after 90 minutes, step 20 |" in text
+    assert output.with_suffix(".png").read_bytes() == b"a plot"
