@@ -89,7 +89,6 @@ TASKS: dict[str, Callable[[Path], Task]] = {
     "mr_sentence_polarity": mr_sentence_polarity,
     "snips": snips,
     "banking77": banking77,
-    "mr_sentence_polarity, 250 a class": lambda data: few(mr_sentence_polarity(data), 250),
     "snips, 20 a class": lambda data: few(snips(data), 20),
 }
 

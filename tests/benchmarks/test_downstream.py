@@ -89,7 +89,6 @@ def test_tasks_are_read(shared_data):
     sizes = {
         "mr_sentence_polarity": (9_594, 1_068),
         "snips": (13_784, 700),
-        "mr_sentence_polarity, 250 a class": (500, 1_068),
         "snips, 20 a class": (140, 700),
     }
     for name, (train, test) in sizes.items():
