@@ -88,7 +88,7 @@ def ask(pretrainer: kbl.tasks.BertPretrainer, held: HeldOut) -> Knowledge:
     return Knowledge(*(float(np.concatenate(part).mean()) for part in (right, losses, pairs)))
 
 
-def knowledge(run: Path, snapshots: dict[str, Path], data: Path) -> list[str]:
+def knowledge(run: Path, checkpoints: dict[str, Path], data: Path) -> list[str]:
     tokenizer = kbl.checkpoints.load_tokenizer(run / "hf")
     held = held_out([data / "pretrain_text" / HELD_OUT], tokenizer)
     files = [data / "pretrain_text" / name for name in CORPUS]
@@ -105,7 +105,7 @@ def knowledge(run: Path, snapshots: dict[str, Path], data: Path) -> list[str]:
         f"| trigram, from the two tokens before | {_score(base.left)} | – |",
         f"| trigram, from the two before and the two behind | {_score(base.both)} | – |",
     ]
-    for title, directory in snapshots.items():
+    for title, directory in checkpoints.items():
         known = ask(kbl.tasks.BertPretrainer.from_pretrained(directory), held)
         count = len(held.windows)
         error = 100 * (known.accuracy * (1 - known.accuracy) / count) ** 0.5
@@ -131,6 +131,13 @@ def read_off(run: Path, minutes: float) -> dict[str, Path]:
     return chosen
 
 
+def built_in(run: Path) -> dict[str, Path]:
+    """kbl-mini, where the run has its vocabulary, so that both are asked for the same pieces."""
+    checkpoint = Path(kbl.checkpoints.fetch("kbl-mini"))
+    vocabularies = {(directory / "vocab.txt").read_text(encoding="utf-8") for directory in (checkpoint, run / "hf")}
+    return {"kbl-mini, which comes with the library": checkpoint} if len(vocabularies) == 1 else {}
+
+
 def summary(run: Path) -> str:
     """What was trained, on how much, and how fast."""
     config = json.loads((run / "hf" / "config.json").read_text(encoding="utf-8"))
@@ -154,7 +161,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     keras.config.set_dtype_policy("mixed_bfloat16" if machine.has_bfloat16_products() else "float32")
-    known = knowledge(options.run, read_off(options.run, options.minutes), options.data)
+    checkpoints = read_off(options.run, options.minutes) | built_in(options.run)
+    known = knowledge(options.run, checkpoints, options.data)
     packages = ("keras_bert_lib", "tensorflow", "keras")
     lines = report.heading("Pretraining", "pretraining RUN", options, packages=packages)
     lines += [summary(options.run), "", "## Held-out books", "", *known, ""]
