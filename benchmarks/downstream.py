@@ -178,17 +178,13 @@ class FineTunings:
 
 # === Report ===
 def table(tasks: dict[str, Task], contestants: list[Contestant], fine_tunings: FineTunings) -> list[str]:
+    """A line a task; the first two contestants are the pretrained encoder and the one from scratch."""
     titles = {"pretrained": "pretrained", "scratch": "the same, from scratch", "minilm": "all-MiniLM-L6-v2"}
-    head = ["task", "texts", *(titles[contestant.row] for contestant in contestants)]
-    compares = {"pretrained", "scratch"} <= {contestant.row for contestant in contestants}
-    if compares:
-        head.insert(4, "what pretraining adds")
+    head = ["task", "texts", *(titles[contestant.row] for contestant in contestants), "what pretraining adds"]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for name, task in tasks.items():
         scores = [fine_tunings.scores(name, task, contestant) for contestant in contestants]
-        cells = [f"`{name}`", f"{len(task.train[0]):,}", *map(_mean, scores)]
-        if compares:
-            cells.insert(4, _difference(*scores[:2]))
+        cells = [f"`{name}`", f"{len(task.train[0]):,}", *map(_mean, scores), _difference(*scores[:2])]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
