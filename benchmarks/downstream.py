@@ -212,7 +212,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output = options.output or Path(__file__).with_suffix(".md")
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    keras.config.set_dtype_policy("mixed_bfloat16" if machine.has_bfloat16_products() else "float32")
+    keras.config.set_dtype_policy(machine.training_policy())
     checkpoint = Path(kbl.checkpoints.fetch(options.checkpoint))
     contestants = [Contestant(row, checkpoint, options.rounds) for row in ("pretrained", "scratch")]
     if options.peers == "all" and options.minilm_rounds and options.model_package:

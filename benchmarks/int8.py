@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     options.limit = None
     examples = data(options)
-    policy = "mixed_bfloat16" if machine.has_bfloat16_products() else "float32"
+    policy = machine.training_policy()
     lines = ["| seed | | accuracy | same class as in float32 | texts/s |", "|---:|---|---:|---:|---:|"]
     moves = []
     for seed in range(options.rounds):

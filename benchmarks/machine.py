@@ -25,6 +25,11 @@ def has_bfloat16_products() -> bool:
     return flags["avx512_bf16"] or flags["amx_bf16"]
 
 
+def training_policy() -> str:
+    """The dtype policy that trains fastest here."""
+    return "mixed_bfloat16" if has_bfloat16_products() else "float32"
+
+
 def usable_cores() -> int:
     """Cores this process may run on: a container often has fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

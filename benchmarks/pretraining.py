@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="when the run is read off, besides at its end")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
-    keras.config.set_dtype_policy("mixed_bfloat16" if machine.has_bfloat16_products() else "float32")
+    keras.config.set_dtype_policy(machine.training_policy())
     checkpoints = read_off(options.run, options.minutes) | built_in(options.run)
     known = knowledge(options.run, checkpoints, options.data)
     packages = ("keras_bert_lib", "tensorflow", "keras")
