@@ -46,7 +46,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0, help="0 where the text is read only a few times")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=14_000)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--optimizer", choices=("muon", "adamw", "lamb"), default="muon")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="2e-3 for muon, 1e-3 for adamw")
     parser.add_argument("--precision", default="mixed_bfloat16", help="float32, mixed_bfloat16 or mixed_float16")
     parser.add_argument("--random-start", action="store_true", help="random weights, as in the paper")
     parser.add_argument("--snapshots", type=int, default=20, help="checkpoints on the way, in RUN/snapshots")
@@ -98,11 +99,9 @@ def make_pretrainer(arguments: argparse.Namespace, tokenizer, corpus) -> kbl.tas
         kbl.models.attend_to_neighbors(encoder)
     preprocessor = kbl.preprocessing.TextPreprocessor(tokenizer, max_sequence_length=arguments.sequence_length)
     pretrainer = kbl.tasks.BertPretrainer(encoder, preprocessor, next_sentence=arguments.pairs != "none")
-    pretrainer.compile(
-        kbl.training.adamw(
-            arguments.learning_rate, warmup_steps=arguments.steps // 20, total_steps=arguments.steps, beta_2=0.98
-        )
-    )
+    optimizer = getattr(kbl.training, arguments.optimizer)
+    warmup_steps = arguments.steps // 20
+    pretrainer.compile(optimizer(arguments.learning_rate, warmup_steps, total_steps=arguments.steps, beta_2=0.98))
     return pretrainer
 
 

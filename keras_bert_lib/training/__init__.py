@@ -5,9 +5,10 @@ from keras_bert_lib.training.corpus import TokenizedCorpus
 from keras_bert_lib.training.curves import plot_training
 from keras_bert_lib.training.model import FunctionalModel, Model
 from keras_bert_lib.training.monitor import Monitor
+from keras_bert_lib.training.muon_optimizer import Muon
 from keras_bert_lib.training.optimizers import AdamW, Lamb
 from keras_bert_lib.training.pretraining_data import PretrainingData, pretraining_dataset
-from keras_bert_lib.training.recipes import adamw, lamb, layer_wise_decay
+from keras_bert_lib.training.recipes import adamw, lamb, layer_wise_decay, muon
 from keras_bert_lib.training.resume import Resume
 from keras_bert_lib.training.schedules import WarmupDecay
 
@@ -17,6 +18,7 @@ __all__ = [
     "Lamb",
     "Model",
     "Monitor",
+    "Muon",
     "PretrainingData",
     "Resume",
     "SwapEMAWeights",
@@ -25,6 +27,7 @@ __all__ = [
     "adamw",
     "lamb",
     "layer_wise_decay",
+    "muon",
     "plot_training",
     "pretraining_dataset",
 ]

@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,7 +15,7 @@ NO_WEIGHT_DECAY = ("bias$", "beta$", "gamma$", "scale$")
 
 
 class PathwiseAdam(keras.optimizers.Optimizer):
-    """What `AdamW` and `Lamb` share: two means for every variable, and settings by patterns of its path.
+    """What `AdamW`, `Lamb` and `Muon` share: two means for every variable, and settings by patterns of its path.
 
     A subclass defines `_step`. Patterns are regular expressions, searched for in the variable's `path`, and saved with
     the optimizer. Gradients of embedding tables are made dense, so that a repeated token counts once with its summed
@@ -46,7 +47,7 @@ class PathwiseAdam(keras.optimizers.Optimizer):
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
-        self.no_weight_decay = _checked_patterns("no_weight_decay", no_weight_decay)
+        self.no_weight_decay = checked_patterns("no_weight_decay", no_weight_decay)
         self.learning_rate_multipliers = _checked_multipliers(learning_rate_multipliers or {})
 
     def build(self, variables):
@@ -56,12 +57,17 @@ class PathwiseAdam(keras.optimizers.Optimizer):
         # Keras decays all variables by one rate. Here each has its own, so `update_step` decays it.
         self.exclude_from_weight_decay(var_list=variables)
         super().build(variables)
-        self.means, self.square_means = self.add_optimizer_variables(variables, ["mean", "square_mean"])
+        self.means, self.square_means = [], []
+        for variable in variables:
+            self.means.append(self.add_variable_from_reference(variable, "mean"))
+            squares = self._has_square_mean(variable)
+            self.square_means.append(self.add_variable_from_reference(variable, "square_mean") if squares else None)
         self._decays = [not _matches(self.no_weight_decay, v.path) for v in variables]
-        self._multipliers = [
-            next((f for pattern, f in self.learning_rate_multipliers.items() if _matches([pattern], v.path)), 1.0)
-            for v in variables
-        ]
+        self._multipliers = [first_match(self.learning_rate_multipliers, v.path, 1.0) for v in variables]
+
+    def _has_square_mean(self, variable: keras.Variable) -> bool:
+        """Whether the variable has a mean of squares, which `_step` of a subclass may have no use for."""
+        return True
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable in place; see the class."""
@@ -283,7 +289,7 @@ class Lamb(PathwiseAdam):
             **kwargs,
         )
         patterns = no_weight_decay if no_layer_adaptation is None else no_layer_adaptation
-        self.no_layer_adaptation = _checked_patterns("no_layer_adaptation", patterns)
+        self.no_layer_adaptation = checked_patterns("no_layer_adaptation", patterns)
 
     def build(self, variables):
         """Make the two means of every variable, and look up its settings."""
@@ -328,7 +334,12 @@ def _matches(patterns: Iterable[str], path: str) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
 
 
-def _checked_patterns(argument: str, patterns: Iterable[str]) -> list[str]:
+def first_match(settings: Mapping[str, Any], path: str, default: Any) -> Any:
+    """What the first of the regular expressions that occurs in the path stands for."""
+    return next((value for pattern, value in settings.items() if re.search(pattern, path)), default)
+
+
+def checked_patterns(argument: str, patterns: Iterable[str]) -> list[str]:
     """The patterns as a list, if they are regular expressions.
 
     A string is refused: taken as a list it is a pattern for each of its letters, which match nearly every path.
@@ -352,7 +363,7 @@ def _checked_multipliers(multipliers: Mapping[str, float]) -> dict[str, float]:
             "`learning_rate_multipliers` must be a dict from regular expressions of paths to factors, like "
             f"{{'^head/': 10.0}}. Received: learning_rate_multipliers={multipliers!r}."
         )
-    _checked_patterns("learning_rate_multipliers", multipliers)
+    checked_patterns("learning_rate_multipliers", multipliers)
     for pattern, factor in multipliers.items():
         if not 0 < factor < math.inf:
             raise ValueError(

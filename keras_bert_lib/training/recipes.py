@@ -1,4 +1,4 @@
-"""The optimizers of BERT in one call: AdamW or LAMB, a warm-up and a decay, clipped gradients; rates by depth."""
+"""The optimizers of BERT in one call: AdamW, LAMB or Muon, a warm-up and a decay, clipped gradients; rates by depth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_bert_lib.training.muon_optimizer import Muon
 from keras_bert_lib.training.optimizers import AdamW, Lamb
 from keras_bert_lib.training.schedules import WarmupDecay
 
@@ -77,6 +78,40 @@ def lamb(
     """
     schedule = WarmupDecay(learning_rate, warmup_steps, total_steps, decay)
     return Lamb(schedule, weight_decay, global_clipnorm=global_clipnorm, **options)
+
+
+def muon(
+    learning_rate: float,
+    warmup_steps: int,
+    total_steps: int | None,
+    weight_decay: float = 0.01,
+    global_clipnorm: float | None = 1.0,
+    decay: str | float = "linear",
+    **options: Any,
+) -> Muon:
+    """Return the optimizer that pretrains soonest: Muon, linear warm-up and decay, gradients clipped.
+
+    Args:
+        learning_rate: The peak of the schedule, for the matrices and for what AdamW moves.
+        warmup_steps: Number of optimizer steps up to the peak; see `WarmupDecay`.
+        total_steps: Number of optimizer steps of the whole training: epochs times steps per epoch.
+        weight_decay: Strength of the decoupled weight decay.
+        global_clipnorm: Largest norm of all gradients together; `None` does not clip.
+        decay: "linear", "cosine", "constant", or the power of a polynomial decay.
+        options: Further arguments of `Muon`.
+    Returns:
+        A `Muon` for any `keras.Model` whose kernels its `matrices` match, as those of `kbl.models` do.
+    Raises:
+        ValueError: see `WarmupDecay` and `Muon`.
+    Example:
+    >>> optimizer = muon(2e-3, warmup_steps=500, total_steps=10_000)
+    >>> optimizer.momentum
+    0.95
+
+    References: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982.
+    """
+    schedule = WarmupDecay(learning_rate, warmup_steps, total_steps, decay)
+    return Muon(schedule, weight_decay, global_clipnorm=global_clipnorm, **options)
 
 
 def layer_wise_decay(model: keras.Model, decay: float) -> dict[str, float]:

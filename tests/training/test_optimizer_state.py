@@ -26,6 +26,7 @@ def build(recipe, decay):
     keras.config.set_dtype_policy("mixed_float16")
     token_ids = keras.Input((None,), dtype="int32")
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(9, 4, name="embeddings")(token_ids))
+    x = keras.layers.Dense(4, name="block_0")(x)
     model = training.Model(token_ids, keras.layers.Dense(3, name="scores", dtype="float32")(x))
     keras.config.set_dtype_policy("float32")
     optimizer = getattr(training, recipe)(0.05, 2, 20, 0.1, 0.05, decay, **OPTIONS)
@@ -62,7 +63,7 @@ def from_keras_file(model, path):
 
 
 @pytest.mark.parametrize("strategy", ["none", "mirrored"])
-@pytest.mark.parametrize(("recipe", "decay"), [("adamw", "cosine"), ("lamb", 2.0)])
+@pytest.mark.parametrize(("recipe", "decay"), [("adamw", "cosine"), ("lamb", 2.0), ("muon", "linear")])
 def test_training_goes_on_from_every_kind_of_checkpoint(recipe, decay, strategy, mirrored, tmp_path, monkeypatch):
     monkeypatch.setattr(LossScale, "INITIAL", 2.0**20)  # overflows at first
     monkeypatch.setattr(LossScale, "GROWTH_STEPS", 5)

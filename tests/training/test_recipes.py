@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 
 from keras_bert_lib import models
-from keras_bert_lib.training import AdamW, Lamb, Model, WarmupDecay, adamw, lamb, layer_wise_decay
+from keras_bert_lib.training import AdamW, Lamb, Model, Muon, WarmupDecay, adamw, lamb, layer_wise_decay, muon
 
 TINY = {"hidden_dim": 4, "num_heads": 1, "intermediate_dim": 4}
 
 
-@pytest.mark.parametrize(("recipe", "optimizer"), [(adamw, AdamW), (lamb, Lamb)])
+@pytest.mark.parametrize(("recipe", "optimizer"), [(adamw, AdamW), (lamb, Lamb), (muon, Muon)])
 def test_a_recipe_is_the_optimizer_with_its_schedule(recipe, optimizer):
     received = recipe(3e-4, 5, 50, 0.02, 0.5, "cosine", beta_2=0.98, no_weight_decay=["^head/"], use_ema=True)
     expected = optimizer(
@@ -28,7 +28,7 @@ def test_a_recipe_is_the_optimizer_with_its_schedule(recipe, optimizer):
     ]
 
 
-@pytest.mark.parametrize("recipe", [adamw, lamb])
+@pytest.mark.parametrize("recipe", [adamw, lamb, muon])
 def test_recipes_refuse_what_their_parts_refuse(recipe):
     with pytest.raises(ValueError, match="0 <= warmup_steps < total_steps"):
         recipe(1e-4, 10, 10)

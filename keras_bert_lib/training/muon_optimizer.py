@@ -1,0 +1,197 @@
+"""Muon: the matrices of the blocks move by orthogonal steps, everything else by AdamW."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from keras_bert_lib.training.optimizers import (
+    NO_WEIGHT_DECAY,
+    AdamW,
+    checked_patterns,
+    first_match,
+)
+
+# Kernels of the blocks. Those of query, key and value are one variable, of three matrices side by side.
+MATRICES = {r"(^|/)block_\d+/.*qkv/kernel$": 3, r"(^|/)block_\d+/.*kernel$": 1}
+# Of the quintic x -> a x + b x^3 + c x^5, which brings singular values of any size near 1 in few steps.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# A step of AdamW moves a weight by 0.2 to 0.4 of the rate, in the root of the mean square.
+ROOT_MEAN_SQUARE = 0.2
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class Muon(AdamW):
+    """Muon for the matrices of the blocks, AdamW for embeddings, heads, biases and layer norms.
+
+    1. m = momentum * m + (1 - momentum) * g   2. u = orthogonalize(momentum * m + (1 - momentum) * g)
+    3. x -= rate * (0.2 * sqrt(max(rows, columns)) * u + weight_decay * x)
+
+    `u` has the directions of the momentum, all with a length near 1, so that rare ones count as much as frequent ones;
+    its scale is that of a step of AdamW, and one rate serves both. Masked LM leaves the plateau that holds AdamW for
+    thousands of steps after a few hundred. A matrix has one slot in place of AdamW's two.
+
+    Args:
+        learning_rate: float or `LearningRateSchedule`.
+        weight_decay: Share of a decayed weight that is subtracted per step, times the learning rate.
+        momentum: Decay rate of the mean of the matrices' gradients.
+        matrices: Which variables are orthogonalized: regular expressions of their `path`, with the number of matrices
+            that lie side by side in a variable, each of which is orthogonalized alone. The first that matches counts.
+        orthogonalization_steps: Number of iterations.
+        compute_dtype: Of the products of the iterations. `None`: bfloat16 if that is the compute dtype of the global
+            policy, else float32.
+        beta_1: Decay rate of AdamW's mean of the gradients.
+        beta_2: Decay rate of AdamW's mean of their squares.
+        epsilon: Added to the root of AdamW's second mean.
+        no_weight_decay: Regular expressions; a variable whose `path` one of them matches is not decayed.
+        learning_rate_multipliers: Factor on the learning rate by regular expression of a variable's `path`. The first
+            that matches counts; other variables have 1. See `layer_wise_decay`.
+        **kwargs: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency` and
+            `name` of `keras.optimizers.Optimizer`.
+    Raises:
+        ValueError: for patterns that are no regular expressions, a number of matrices that is not at least 1 or does
+            not divide the columns, and, when the optimizer is built, if no variable matches or one that does is no
+            matrix.
+    Example:
+    >>> optimizer = Muon(2e-3, matrices={"^tower/.*kernel$": 1})
+    >>> Muon.from_config(optimizer.get_config()).matrices
+    {'^tower/.*kernel$': 1}
+
+    References: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025, sec. 2.2, for scale and
+    weight decay, arXiv 2502.16982. `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` makes the same steps.
+    """
+
+    _divisor = 1.0  # inside of `divide_gradients`
+
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        matrices: Mapping[str, int] | None = None,
+        orthogonalization_steps: int = 5,
+        compute_dtype: str | None = None,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        no_weight_decay: Sequence[str] = NO_WEIGHT_DECAY,
+        learning_rate_multipliers: Mapping[str, float] | None = None,
+        name: str = "muon",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate,
+            weight_decay,
+            beta_1,
+            beta_2,
+            epsilon,
+            no_weight_decay,
+            learning_rate_multipliers,
+            name=name,
+            **kwargs,
+        )
+        self.momentum = momentum
+        self.matrices = _checked_matrices(MATRICES if matrices is None else matrices)
+        self.orthogonalization_steps = orthogonalization_steps
+        if compute_dtype is None:
+            policy = keras.config.dtype_policy().compute_dtype
+            compute_dtype = policy if policy == "bfloat16" else "float32"  # float16 has too narrow a range
+        self.compute_dtype = compute_dtype
+
+    def build(self, variables):
+        """Make the slots of every variable, and find the matrices among them."""
+        if self.built:
+            return
+        super().build(variables)
+        self._counts = [first_match(self.matrices, v.path, 0) for v in variables]
+        if not any(self._counts):
+            raise ValueError(
+                f"No variable matches `matrices`, so Muon would be AdamW. Received: matrices={self.matrices}, "
+                f"and variables {[v.path for v in variables][:8]}, .... Give the patterns of your kernels."
+            )
+
+    def _has_square_mean(self, variable):
+        count = first_match(self.matrices, variable.path, 0)
+        if count and (len(variable.shape) != 2 or variable.shape[1] % count):
+            raise ValueError(
+                f"A variable of `matrices` must be of the shape [rows, columns], with columns for {count} matrices "
+                f"side by side. Received: {variable.path!r} of shape {tuple(variable.shape)}."
+            )
+        return not count
+
+    @contextlib.contextmanager
+    def divide_gradients(self, divisor: tf.Tensor | float) -> Iterator[None]:
+        """The step inside of this context divides its gradients by `divisor`; see `AdamW`."""
+        self._divisor = divisor
+        try:
+            with super().divide_gradients(divisor):
+                yield
+        finally:
+            self._divisor = 1.0
+
+    def _step(self, index, gradient, variable, rate, weight_decay):
+        count = self._counts[index]
+        if not count:
+            super()._step(index, gradient, variable, rate, weight_decay)
+            return
+        gradient /= tf.cast(self._divisor, gradient.dtype)
+        mean = self.means[index].value
+        mean.assign_add((gradient - mean) * (1.0 - self.momentum))
+        ahead = gradient + (mean - gradient) * self.momentum  # Nesterov's
+        matrices = tf.stack(tf.split(ahead, count, axis=1))
+        matrices = orthogonalize(matrices, self.orthogonalization_steps, self.compute_dtype)
+        update = ROOT_MEAN_SQUARE * math.sqrt(max(matrices.shape[1:])) * tf.concat(tf.unstack(matrices), axis=1)
+        if weight_decay:
+            update += weight_decay * variable
+        variable.assign_sub(tf.cast(rate, variable.dtype) * update)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "matrices": dict(self.matrices),
+            "orthogonalization_steps": self.orthogonalization_steps,
+            "compute_dtype": self.compute_dtype,
+        }
+
+
+def orthogonalize(matrices: tf.Tensor, steps: int, compute_dtype: str) -> tf.Tensor:
+    """Return U f(S) V^T of each matrix U S V^T, where f brings singular values near 1: from 0.7 to 1.2.
+
+    Args:
+        matrices: float [count, rows, columns].
+        steps: Number of iterations; five do for values down to a thousandth of the root of their squares' sum.
+        compute_dtype: Of the products.
+    """
+    dtype = matrices.dtype
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = tf.linalg.matrix_transpose(matrices) if is_tall else matrices
+    x = tf.math.divide_no_nan(x, tf.norm(x, axis=(1, 2), keepdims=True))
+    x = tf.cast(x, compute_dtype)
+    a, b, c = COEFFICIENTS
+    for _ in range(steps):
+        square = tf.matmul(x, x, transpose_b=True)
+        x = a * x + tf.matmul(b * square + c * tf.matmul(square, square), x)
+    x = tf.cast(x, dtype)
+    return tf.linalg.matrix_transpose(x) if is_tall else x
+
+
+def _checked_matrices(matrices: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(matrices, Mapping):
+        raise ValueError(
+            "`matrices` must be a dict from regular expressions of paths to numbers of matrices side by side, like "
+            f"{{'^tower/.*kernel$': 1}}. Received: matrices={matrices!r}."
+        )
+    checked_patterns("matrices", matrices)
+    for pattern, count in matrices.items():
+        if not (isinstance(count, int) and count >= 1):
+            raise ValueError(
+                f"`matrices` must be whole numbers of at least 1, how many lie side by side in a variable. Received: "
+                f"{{{pattern!r}: {count!r}}}."
+            )
+    return dict(matrices)

@@ -1,0 +1,153 @@
+"""Muon against its algorithm, written here in numpy, and against what PyTorch's gives."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_bert_lib import models
+from keras_bert_lib.training import AdamW, Muon
+from keras_bert_lib.training.muon_optimizer import orthogonalize
+from keras_bert_lib.training.optimizer_step import update
+
+TINY = {"hidden_dim": 8, "num_heads": 2, "intermediate_dim": 16}
+
+
+class PaperMuon:
+    """One matrix, float64: momentum, Nesterov's look ahead, five iterations, scale and decay of arXiv 2502.16982."""
+
+    def __init__(self, x, decay, momentum=0.95):
+        self.x, self.decay, self.momentum = x.astype("float64"), decay, momentum
+        self.m = np.zeros_like(self.x)
+
+    def step(self, g, rate):
+        self.m = self.momentum * self.m + g
+        u = g + self.momentum * self.m
+        u = u / np.linalg.norm(u)
+        for _ in range(5):
+            square = u @ u.T
+            u = 3.4445 * u + (-4.7750 * square + 2.0315 * square @ square) @ u
+        self.x = self.x - rate * (0.2 * np.sqrt(max(u.shape)) * u + self.decay * self.x)
+
+
+def variables():
+    """Wide, tall and three matrices in one, and two that are none of Muon's."""
+    rng = np.random.default_rng(0)
+    shapes = {"wide_kernel": (4, 7), "tall_kernel": (7, 4), "qkv_kernel": (4, 12), "bias": (5,), "embeddings": (9, 4)}
+    return [keras.Variable(rng.normal(size=s).astype("float32"), name=n) for n, s in shapes.items()]
+
+
+SIDE_BY_SIDE = {"qkv_kernel$": 3, "kernel$": 1}
+
+
+def test_muon_is_its_algorithm_and_adamw_for_the_rest():
+    ours, theirs = variables(), variables()[3:]
+    optimizer = Muon(0.05, 0.3, matrices=SIDE_BY_SIDE)
+    adamw = AdamW(0.05, 0.3)
+    blocks = {v.path: np.split(v.numpy(), 3 if "qkv" in v.path else 1, axis=1) for v in ours[:3]}
+    by_hand = {path: [PaperMuon(x, 0.3) for x in parts] for path, parts in blocks.items()}
+    rng = np.random.default_rng(1)
+    for step in range(10):
+        gradients = [rng.normal(size=v.shape).astype("float32") * 10.0 ** -(step % 4) for v in ours]
+        optimizer.apply([tf.constant(g) for g in gradients], ours)
+        adamw.apply([tf.constant(g) for g in gradients[3:]], theirs)
+        for variable, gradient in zip(ours[:3], gradients, strict=False):
+            parts = by_hand[variable.path]
+            for one, g in zip(parts, np.split(gradient, len(parts), axis=1), strict=True):
+                one.step(g, 0.05)
+            expected = np.concatenate([one.x for one in parts], axis=1)
+            np.testing.assert_allclose(variable.numpy(), expected, rtol=0, atol=2e-5, err_msg=variable.path)
+    for a, b in zip(ours[3:], theirs, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64)])
+def test_singular_values_come_near_1_and_directions_stay(shape, compute_dtype):
+    rng = np.random.default_rng(0)
+    u, _ = np.linalg.qr(rng.normal(size=(shape[0], 64)))
+    v, _ = np.linalg.qr(rng.normal(size=(shape[1], 64)))
+    matrix = (u * np.geomspace(1e-2, 1, 64)) @ v.T
+    received = orthogonalize(tf.constant(matrix[None], tf.float32), 5, compute_dtype).numpy()[0]
+    inside = u.T @ received @ v
+    values = np.diag(inside)
+    assert values.min() > 0.65
+    assert values.max() < 1.25
+    assert np.abs(inside - np.diag(values)).max() < (0.1 if compute_dtype == "bfloat16" else 1e-3)
+
+
+def test_a_gradient_of_zero_leaves_a_matrix_where_it_is():
+    variable = keras.Variable(np.ones((3, 2), "float32"), name="kernel")
+    Muon(0.1, weight_decay=0.0, matrices={"kernel$": 1}).apply([tf.zeros((3, 2))], [variable])
+    np.testing.assert_array_equal(variable.numpy(), np.ones((3, 2)))
+
+
+def test_clipped_and_scaled_gradients_count_as_divided():
+    """The step does not see the size of the gradients but through the mean over steps of different divisors."""
+    ours, theirs = variables(), variables()
+    optimizer, plain = (Muon(0.1, matrices=SIDE_BY_SIDE, global_clipnorm=clip) for clip in (0.5, None))
+    optimizer.build(ours)
+    rng = np.random.default_rng(1)
+    for size in (1.0, 0.01, 10.0):
+        gradients = [tf.constant(size * rng.normal(size=v.shape).astype("float32")) for v in ours]
+        norm = tf.linalg.global_norm(gradients)
+        update(optimizer, [g * 8.0 for g in gradients], ours, norm * 8.0, tf.constant(8.0))
+        optimizer.iterations.assign_add(1)
+        plain.apply([g / tf.maximum(norm / 0.5, 1.0) for g in gradients], theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("build", [models.bert, models.albert])
+def test_of_our_models_all_kernels_of_the_blocks_are_matrices_with_one_slot(build):
+    encoder = build(9, num_layers=2, **TINY)
+    optimizer = Muon()
+    optimizer.build(encoder.trainable_variables)
+    of_blocks = {v.path for v in encoder.trainable_variables if "block_" in v.path and v.path.endswith("kernel")}
+    counts = {v.path: n for v, n in zip(encoder.trainable_variables, optimizer._counts, strict=True)}
+    assert {path for path, count in counts.items() if count} == of_blocks
+    assert {path.split("/", 1)[1] for path, count in counts.items() if count == 3} == {"attention/qkv/kernel"}
+    slots = [v.path for v in optimizer.variables if "square_mean" in v.path and "factor" not in v.path]
+    assert len(slots) == len(encoder.trainable_variables) - len(of_blocks)
+
+
+def test_products_are_made_in_the_dtype_of_the_policy_where_its_range_allows():
+    for policy, expected in (("float32", "float32"), ("mixed_bfloat16", "bfloat16"), ("mixed_float16", "float32")):
+        keras.config.set_dtype_policy(policy)
+        assert Muon().compute_dtype == expected
+    keras.config.set_dtype_policy("float32")
+
+
+def test_settings_survive_serialization():
+    optimizer = Muon(0.1, momentum=0.9, matrices={"b": 2, "a": 1}, orthogonalization_steps=3, compute_dtype="bfloat16")
+    restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert type(restored) is Muon
+    assert restored.get_config() == optimizer.get_config()
+    assert list(restored.matrices) == ["b", "a"]  # the first that matches counts
+
+
+@pytest.mark.parametrize(
+    ("matrices", "message"),
+    [
+        ("kernel$", "`matrices` must be a dict .*Received: matrices='kernel\\$'"),
+        ({"(": 1}, "`matrices` must hold regular expressions"),
+        ({"kernel$": 0}, "at least 1.*Received: {'kernel\\$': 0}"),
+        ({"kernel$": 1.5}, "at least 1.*Received: {'kernel\\$': 1.5}"),
+    ],
+)
+def test_what_is_no_choice_of_matrices_is_refused(matrices, message):
+    with pytest.raises(ValueError, match=message):
+        Muon(matrices=matrices)
+
+
+@pytest.mark.parametrize(
+    ("matrices", "message"),
+    [
+        (None, "No variable matches `matrices`, so Muon would be AdamW.*qkv_kernel.*Give the patterns"),
+        ({"bias$": 1}, r"shape \[rows, columns\], with columns for 1 .*Received: 'bias' of shape \(5,\)"),
+        ({"tall_kernel": 3}, r"with columns for 3 .*Received: 'tall_kernel' of shape \(7, 4\)"),
+    ],
+)
+def test_variables_that_are_no_matrices_are_refused(matrices, message):
+    with pytest.raises(ValueError, match=message):
+        Muon(matrices=matrices).build(variables())
