@@ -36,6 +36,7 @@ def commands(options: argparse.Namespace, folder: Path) -> list[list[str]]:
         ["growth"],
         ["training_memory"],
         ["pretraining_speed"],
+        ["optimizers", "--data", str(options.data)],
         ["scaling"],
         ["tokenizer", *_corpora(options, folder)],
     ]
