@@ -27,7 +27,7 @@ class PaperMuon:
         for _ in range(5):
             square = u @ u.T
             u = 3.4445 * u + (-4.7750 * square + 2.0315 * square @ square) @ u
-        self.x = self.x - rate * (0.2 * np.sqrt(max(u.shape)) * u + self.decay * self.x)
+        self.x = self.x - rate * (0.4 * np.sqrt(max(u.shape)) * u + self.decay * self.x)
 
 
 def variables():
