@@ -141,7 +141,7 @@ def test_pretraining_from_text_to_a_fine_tuned_classifier(tmp_path):
     command = [train, "--heldout", heldout, "--run", tmp_path / "run", *sizes, "--steps", 320, "--snapshots", 2]
     # Of so few words the other starts tell little: fine-tuned from them, one to three of the six animals are told.
     command.append("--random-start")
-    output = _run("pretrain.py", *command, "--learning-rate", 1e-3, "--precision", "float32")
+    output = _run("pretrain.py", *command, "--precision", "float32")
     assert "The sun was [MASK] over the sea." in output
     with open(tmp_path / "run" / "curves.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["val_masked_lm_accuracy"]]

@@ -20,8 +20,8 @@ from keras_bert_lib.training.optimizers import (
 MATRICES = {r"(^|/)block_\d+/.*qkv/kernel$": 3, r"(^|/)block_\d+/.*kernel$": 1}
 # Of the quintic x -> a x + b x^3 + c x^5, which brings singular values of any size near 1 in few steps.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# A step of AdamW moves a weight by 0.2 to 0.4 of the rate, in the root of the mean square. Of 0.2, 0.4 and 0.8, masked LM
-# learned soonest from 0.4, at the same rate for embeddings.
+# A step of AdamW moves a weight by 0.2 to 0.4 of the rate, in the root of the mean square. Of 0.2, 0.4 and 0.8, masked
+# LM learned soonest from 0.4, at the same rate for embeddings.
 ROOT_MEAN_SQUARE = 0.4
 
 
@@ -43,7 +43,7 @@ class Muon(AdamW):
         matrices: Which variables are orthogonalized: regular expressions of their `path`, with the number of matrices
             that lie side by side in a variable, each of which is orthogonalized alone. The first that matches counts.
         orthogonalization_steps: Number of iterations.
-        compute_dtype: Of the products of the iterations. `None`: bfloat16 if that is the compute dtype of the global
+        compute_dtype: Of the iterations. `None`: bfloat16 if that is the compute dtype of the global
             policy, else float32.
         beta_1: Decay rate of AdamW's mean of the gradients.
         beta_2: Decay rate of AdamW's mean of their squares.
@@ -167,12 +167,13 @@ def orthogonalize(matrices: tf.Tensor, steps: int, compute_dtype: str) -> tf.Ten
     Args:
         matrices: float [count, rows, columns].
         steps: Number of iterations; five do for values down to a thousandth of the root of their squares' sum.
-        compute_dtype: Of the products.
+        compute_dtype: Of the iterations.
     """
     dtype = matrices.dtype
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = tf.linalg.matrix_transpose(matrices) if is_tall else matrices
     x = tf.math.divide_no_nan(x, tf.norm(x, axis=(1, 2), keepdims=True))
+    # All of it: casts to and fro for the products alone take what bfloat16 saves, unless matrices are large.
     x = tf.cast(x, compute_dtype)
     a, b, c = COEFFICIENTS
     for _ in range(steps):

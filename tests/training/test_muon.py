@@ -61,6 +61,37 @@ def test_muon_is_its_algorithm_and_adamw_for_the_rest():
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
+def published_values(step, shape):
+    """Numbers without a random generator, so that they are the same everywhere."""
+    return np.sin(1.7 * np.arange(1, np.prod(shape) + 1) + 0.9 * step).astype("float32").reshape(shape)
+
+
+# What five steps of `torch.optim.Muon(lr=0.2, weight_decay=0.15, momentum=0.95, adjust_lr_fn="match_rms_adamw")` of
+# PyTorch 2.13.0 make of these. Its steps are half as long, so it has twice the rate and half the decay.
+PUBLISHED = {
+    "kernel": [[0.78625691, 0.04336960, -0.79736960], [0.23880567, 0.64225787, -0.40435926]],
+    "tall_kernel": [
+        [0.78949690, 0.09025378],
+        [-0.85295922, 0.25819820],
+        [0.85967493, -0.58952302],
+        [-0.81009674, 0.88171190],
+    ],
+}
+
+
+def test_muon_gives_what_that_of_pytorch_gives():
+    ours = [keras.Variable(published_values(0, np.shape(values)), name=name) for name, values in PUBLISHED.items()]
+    starts = [v.numpy() for v in ours]
+    optimizer = Muon(0.1, 0.3, matrices={"kernel$": 1})
+    for step in range(1, 6):
+        gradients = [published_values(step * (i + 1), v.shape) * 10.0**-step for i, v in enumerate(ours)]
+        optimizer.apply([tf.constant(g, tf.float32) for g in gradients], ours)
+    for variable, start in zip(ours, starts, strict=True):
+        assert np.abs(variable.numpy() - start).max() > 0.2
+        # Its products are of bfloat16.
+        np.testing.assert_allclose(variable.numpy(), PUBLISHED[variable.name], rtol=0, atol=4e-3, err_msg=variable.name)
+
+
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64)])
 def test_singular_values_come_near_1_and_directions_stay(shape, compute_dtype):
