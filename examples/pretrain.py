@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import keras_bert_lib as kbl
 
+LEARNING_RATES = {"muon": 2e-3, "adamw": 1e-3, "lamb": 5e-3}
 SENTENCES = [
     "She opened the [MASK] and went into the room.",
     "He put on his hat and [MASK] out of the house.",
@@ -46,8 +47,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0, help="0 where the text is read only a few times")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=14_000)
-    parser.add_argument("--optimizer", choices=("muon", "adamw", "lamb"), default="muon")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="2e-3 for muon, 1e-3 for adamw")
+    parser.add_argument("--optimizer", choices=LEARNING_RATES, default="muon")
+    parser.add_argument("--learning-rate", type=float, help="default: that of the optimizer, " + str(LEARNING_RATES))
     parser.add_argument("--precision", default="mixed_bfloat16", help="float32, mixed_bfloat16 or mixed_float16")
     parser.add_argument("--random-start", action="store_true", help="random weights, as in the paper")
     parser.add_argument("--snapshots", type=int, default=20, help="checkpoints on the way, in RUN/snapshots")
@@ -56,6 +57,7 @@ def parse() -> argparse.Namespace:
     if not 1 <= arguments.snapshots <= arguments.steps:
         parser.error("--snapshots must be from 1 to the number of --steps")
     arguments.steps -= arguments.steps % arguments.snapshots
+    arguments.learning_rate = arguments.learning_rate or LEARNING_RATES[arguments.optimizer]
     return arguments
 
 

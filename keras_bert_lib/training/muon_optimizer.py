@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 
 import keras
@@ -23,6 +24,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # A step of AdamW moves a weight by 0.2 to 0.4 of the rate, in the root of the mean square. Of 0.2, 0.4 and 0.8, masked
 # LM learned soonest from 0.4, at the same rate for embeddings.
 ROOT_MEAN_SQUARE = 0.4
+SMALLEST_NORM = 1e-7
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -34,17 +36,18 @@ class Muon(AdamW):
 
     `u` has the directions of the momentum, all with a length near 1, so that rare ones count as much as frequent ones;
     its scale is that of a step of AdamW, and one rate serves both. Masked LM leaves the plateau that holds AdamW for
-    thousands of steps after a few hundred. A matrix has one slot in place of AdamW's two.
+    thousands of steps after a few hundred. A matrix has one slot in place of AdamW's two. On every replica and whatever
+    the batch, the iterations cost as much as 4.2 * hidden_dim tokens forward and backward through the blocks of a BERT.
 
     Args:
         learning_rate: float or `LearningRateSchedule`.
         weight_decay: Share of a decayed weight that is subtracted per step, times the learning rate.
-        momentum: Decay rate of the mean of the matrices' gradients.
+        momentum: Decay rate of the mean of the matrices' gradients, in [0, 1).
         matrices: Which variables are orthogonalized: regular expressions of their `path`, with the number of matrices
             that lie side by side in a variable, each of which is orthogonalized alone. The first that matches counts.
         orthogonalization_steps: Number of iterations.
-        compute_dtype: Of the iterations. `None`: bfloat16 if that is the compute dtype of the global
-            policy, else float32.
+        compute_dtype: Of the iterations, "float32" or "bfloat16". `None`: bfloat16 if that is the compute dtype of the
+            global policy, else float32.
         beta_1: Decay rate of AdamW's mean of the gradients.
         beta_2: Decay rate of AdamW's mean of their squares.
         epsilon: Added to the root of AdamW's second mean.
@@ -54,9 +57,9 @@ class Muon(AdamW):
         **kwargs: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency` and
             `name` of `keras.optimizers.Optimizer`.
     Raises:
-        ValueError: for patterns that are no regular expressions, a number of matrices that is not at least 1 or does
-            not divide the columns, and, when the optimizer is built, if no variable matches or one that does is no
-            matrix.
+        ValueError: see `AdamW`; for patterns that are no regular expressions, or a momentum, a number of iterations or
+            matrices, or a dtype other than these; when the optimizer is built, if no variable matches `matrices`, one
+            that does is no matrix, or its columns are not divided by the number of matrices.
     Example:
     >>> optimizer = Muon(2e-3, matrices={"^tower/.*kernel$": 1})
     >>> Muon.from_config(optimizer.get_config()).matrices
@@ -95,34 +98,53 @@ class Muon(AdamW):
             name=name,
             **kwargs,
         )
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be at least 0 and less than 1. Received: momentum={momentum}.")
+        if not _is_positive_integer(orthogonalization_steps):
+            raise ValueError(
+                "`orthogonalization_steps` must be a whole number of at least 1; 5 is usual. Received: "
+                f"orthogonalization_steps={orthogonalization_steps}."
+            )
+        if compute_dtype is None:
+            policy = keras.config.dtype_policy().compute_dtype
+            compute_dtype = policy if policy == "bfloat16" else "float32"
+        if compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                "`compute_dtype` must be 'float32' or 'bfloat16'; float16 has too narrow a range. Received: "
+                f"compute_dtype={compute_dtype!r}."
+            )
         self.momentum = momentum
         self.matrices = _checked_matrices(MATRICES if matrices is None else matrices)
         self.orthogonalization_steps = orthogonalization_steps
-        if compute_dtype is None:
-            policy = keras.config.dtype_policy().compute_dtype
-            compute_dtype = policy if policy == "bfloat16" else "float32"  # float16 has too narrow a range
         self.compute_dtype = compute_dtype
 
     def build(self, variables):
         """Make the slots of every variable, and find the matrices among them."""
         if self.built:
             return
-        super().build(variables)
-        self._counts = [first_match(self.matrices, v.path, 0) for v in variables]
-        if not any(self._counts):
+        # Before Keras takes the optimizer for built: what is refused here is refused again.
+        counts = {v.path: self._count(v) for v in variables}
+        if not any(counts.values()):
             raise ValueError(
                 f"No variable matches `matrices`, so Muon would be AdamW. Received: matrices={self.matrices}, "
-                f"and variables {[v.path for v in variables][:8]}, .... Give the patterns of your kernels."
+                f"and variables {list(counts)[:8]}, .... Give the patterns of your kernels."
             )
+        for variable in variables:
+            count = counts[variable.path]
+            if count and (len(variable.shape) != 2 or variable.shape[1] % count):
+                raise ValueError(
+                    f"A variable of `matrices` must be of the shape [rows, columns], with columns for {count} matrices "
+                    f"side by side. Received: {variable.path!r} of shape {tuple(variable.shape)}."
+                )
+        super().build(variables)
+        self._counts = [self._count(v) for v in variables]
+
+    def _count(self, variable):
+        """How many matrices lie side by side in a variable; 0: it is none of Muon's."""
+        return first_match(self.matrices, variable.path, 0)
 
     def _has_square_mean(self, variable):
-        count = first_match(self.matrices, variable.path, 0)
-        if count and (len(variable.shape) != 2 or variable.shape[1] % count):
-            raise ValueError(
-                f"A variable of `matrices` must be of the shape [rows, columns], with columns for {count} matrices "
-                f"side by side. Received: {variable.path!r} of shape {tuple(variable.shape)}."
-            )
-        return not count
+        return not self._count(variable)
 
     @contextlib.contextmanager
     def divide_gradients(self, divisor: tf.Tensor | float) -> Iterator[None]:
@@ -162,17 +184,18 @@ class Muon(AdamW):
 
 
 def orthogonalize(matrices: tf.Tensor, steps: int, compute_dtype: str) -> tf.Tensor:
-    """Return U f(S) V^T of each matrix U S V^T, where f brings singular values near 1: from 0.7 to 1.2.
+    """Return U f(S) V^T of each matrix U S V^T, where f brings singular values near 1: from 0.68 to 1.2.
 
     Args:
         matrices: float [count, rows, columns].
-        steps: Number of iterations; five do for values down to a thousandth of the root of their squares' sum.
+        steps: Number of iterations; five do for values down to two thousandths of the root of their squares' sum.
         compute_dtype: Of the iterations.
     """
     dtype = matrices.dtype
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = tf.linalg.matrix_transpose(matrices) if is_tall else matrices
-    x = tf.math.divide_no_nan(x, tf.norm(x, axis=(1, 2), keepdims=True))
+    # Where it is smaller, as after hundreds of gradients of 0, the squares underflow and their sum is no norm any more.
+    x /= tf.maximum(tf.norm(x, axis=(1, 2), keepdims=True), SMALLEST_NORM)
     # All of it: casts to and fro for the products alone take what bfloat16 saves, unless matrices are large.
     x = tf.cast(x, compute_dtype)
     a, b, c = COEFFICIENTS
@@ -191,9 +214,13 @@ def _checked_matrices(matrices: Mapping[str, int]) -> dict[str, int]:
         )
     checked_patterns("matrices", matrices)
     for pattern, count in matrices.items():
-        if not (isinstance(count, int) and count >= 1):
+        if not _is_positive_integer(count):
             raise ValueError(
                 f"`matrices` must be whole numbers of at least 1, how many lie side by side in a variable. Received: "
                 f"{{{pattern!r}: {count!r}}}."
             )
-    return dict(matrices)
+    return {pattern: int(count) for pattern, count in matrices.items()}
+
+
+def _is_positive_integer(number: object) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool) and number >= 1

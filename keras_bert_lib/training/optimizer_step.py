@@ -41,7 +41,7 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
     if refused := sorted(own - OVERRIDABLE):
         raise ValueError(
             f"The optimizer {name} overrides {', '.join(refused)}, which this train step does not call; it calls "
-            "`update_step` alone. Use kbl.training.AdamW, or any Keras optimizer that overrides nothing else."
+            "`update_step` alone. Use those of kbl.training, or any Keras optimizer that overrides nothing else."
         )
 
 

@@ -15,7 +15,7 @@ NO_WEIGHT_DECAY = ("bias$", "beta$", "gamma$", "scale$")
 
 
 class PathwiseAdam(keras.optimizers.Optimizer):
-    """What `AdamW`, `Lamb` and `Muon` share: two means for every variable, and settings by patterns of its path.
+    """What `AdamW`, `Lamb` and `Muon` share: means for every variable, and settings by patterns of its path.
 
     A subclass defines `_step`. Patterns are regular expressions, searched for in the variable's `path`, and saved with
     the optimizer. Gradients of embedding tables are made dense, so that a repeated token counts once with its summed
@@ -51,7 +51,7 @@ class PathwiseAdam(keras.optimizers.Optimizer):
         self.learning_rate_multipliers = _checked_multipliers(learning_rate_multipliers or {})
 
     def build(self, variables):
-        """Make the two means of every variable, and look up its settings."""
+        """Make the means of every variable, and look up its settings."""
         if self.built:
             return
         # Keras decays all variables by one rate. Here each has its own, so `update_step` decays it.

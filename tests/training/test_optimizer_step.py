@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.training import AdamW, Lamb, Model
+from keras_bert_lib.training import AdamW, Lamb, Model, Muon
 from keras_bert_lib.training.optimizer_step import LossScale, scalar_variable
 
 
@@ -36,6 +36,9 @@ TRIED = [
     (AdamW, {"clipnorm": 0.2}),
     (Lamb, {}),
     (Lamb, {"global_clipnorm": 0.1}),
+    (Muon, {"matrices": {"": 1}}),
+    (Muon, {"matrices": {"": 1}, "global_clipnorm": 0.1}),
+    (Muon, {"matrices": {"": 1}, "clipnorm": 0.2}),
     (keras.optimizers.AdamW, {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}),
     (keras.optimizers.SGD, {"global_clipnorm": 0.1}),
     (keras.optimizers.SGD, {"clipvalue": 0.3}),

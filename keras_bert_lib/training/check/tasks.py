@@ -243,7 +243,8 @@ def optimizers() -> dict[str, Callable[[], keras.optimizers.Optimizer]]:
     for name in training.__all__:
         thing = getattr(training, name)
         if inspect.isclass(thing) and issubclass(thing, keras.optimizers.Optimizer):
-            makers[f"kbl.training.{name}"] = functools.partial(thing, 0.1, weight_decay=0.0)
+            options = {"matrices": {"embeddings$": 1}} if thing is training.Muon else {}
+            makers[f"kbl.training.{name}"] = functools.partial(thing, 0.1, weight_decay=0.0, **options)
     return dict(sorted(makers.items(), key=lambda item: item[0].lower()))
 
 
