@@ -35,9 +35,9 @@ class Muon(AdamW):
     3. x -= rate * (0.4 * sqrt(max(rows, columns)) * u + weight_decay * x)
 
     `u` has the directions of the momentum, all with a length near 1, so that rare ones count as much as frequent ones;
-    its scale is that of a step of AdamW, and one rate serves both. Masked LM leaves the plateau that holds AdamW for
-    thousands of steps after a few hundred. A matrix has one slot in place of AdamW's two. On every replica and whatever
-    the batch, the iterations cost as much as 4.2 * hidden_dim tokens forward and backward through the blocks of a BERT.
+    its scale is that of a step of AdamW, and one rate serves both. Masked LM learns sooner than with AdamW or LAMB; see
+    `benchmarks/optimizers.md`. A matrix has one slot in place of AdamW's two. On every replica and whatever the batch,
+    the iterations cost as much as 4.2 * hidden_dim tokens forward and backward through the blocks of a BERT.
 
     Args:
         learning_rate: float or `LearningRateSchedule`.
