@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -69,8 +68,6 @@ class Muon(AdamW):
     weight decay, arXiv 2502.16982. `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` makes steps of half the length.
     """
 
-    _divisor = 1.0  # inside of `divide_gradients`
-
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
@@ -123,21 +120,20 @@ class Muon(AdamW):
         if self.built:
             return
         # Before Keras takes the optimizer for built: what is refused here is refused again.
-        counts = {v.path: self._count(v) for v in variables}
-        if not any(counts.values()):
+        counts = [self._count(v) for v in variables]
+        if not any(counts):
             raise ValueError(
                 f"No variable matches `matrices`, so Muon would be AdamW. Received: matrices={self.matrices}, "
-                f"and variables {list(counts)[:8]}, .... Give the patterns of your kernels."
+                f"and variables {[v.path for v in variables][:8]}, .... Give the patterns of your kernels."
             )
-        for variable in variables:
-            count = counts[variable.path]
+        for variable, count in zip(variables, counts, strict=True):
             if count and (len(variable.shape) != 2 or variable.shape[1] % count):
                 raise ValueError(
                     f"A variable of `matrices` must be of the shape [rows, columns], with columns for {count} matrices "
                     f"side by side. Received: {variable.path!r} of shape {tuple(variable.shape)}."
                 )
         super().build(variables)
-        self._counts = [self._count(v) for v in variables]
+        self._counts = counts
 
     def _count(self, variable):
         """How many matrices lie side by side in a variable; 0: it is none of Muon's."""
@@ -146,22 +142,13 @@ class Muon(AdamW):
     def _has_square_mean(self, variable):
         return not self._count(variable)
 
-    @contextlib.contextmanager
-    def divide_gradients(self, divisor: tf.Tensor | float) -> Iterator[None]:
-        """The step inside of this context divides its gradients by `divisor`; see `AdamW`."""
-        self._divisor = divisor
-        try:
-            with super().divide_gradients(divisor):
-                yield
-        finally:
-            self._divisor = 1.0
-
     def _step(self, index, gradient, variable, rate, weight_decay):
         count = self._counts[index]
         if not count:
             super()._step(index, gradient, variable, rate, weight_decay)
             return
-        gradient /= tf.cast(self._divisor, gradient.dtype)
+        if self._scalars_of_step:
+            gradient *= tf.cast(self._scalars_of_step["factor"], gradient.dtype)
         mean = self.means[index].value
         mean.assign_add((gradient - mean) * (1.0 - self.momentum))
         ahead = gradient + (mean - gradient) * self.momentum  # Nesterov's

@@ -199,6 +199,7 @@ class AdamW(PathwiseAdam):
         beta_1, mean, _ = means(self.beta_1, self.mean_factor, factor)
         beta_2, square_mean, bias = means(self.beta_2, self.square_mean_factor, factor**2)
         return {
+            "factor": factor,
             "beta1": beta_1,
             "beta2": beta_2,
             "rate": mean * tf.math.rsqrt(square_mean),

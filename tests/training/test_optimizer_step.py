@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib.training import AdamW, Lamb, Model, Muon
-from keras_bert_lib.training.optimizer_step import LossScale, scalar_variable
+from keras_bert_lib.training.optimizer_step import LossScale, scalar_variable, update
 
 
 def weighted_sum(y_true, y_pred):
@@ -196,3 +196,28 @@ def test_float16_training_of_a_text_model_stays_finite(scope, monkeypatch):
         logs = model.fit(x, y, batch_size=16, verbose=0).history
         assert 1 <= logs["skipped_steps"][0] < 15, seed
         assert all(np.isfinite(v.numpy()).all() for v in model.trainable_variables), seed
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "arguments", "atol"),
+    [(Lamb, {}, 1e-6), (Muon, {"matrices": {"qkv_kernel$": 3, "kernel$": 1}}, 5e-5)],
+)
+def test_clipped_and_scaled_gradients_count_as_divided(optimizer, arguments, atol):
+    """The step does not see the size of the gradients but through the mean over steps of different divisors."""
+    shapes = {"kernel": (6, 5), "tall_kernel": (7, 4), "qkv_kernel": (4, 12), "bias": (5,), "embeddings": (9, 4)}
+    ours, theirs = ([keras.Variable(seeded(s), name=n) for n, s in shapes.items()] for _ in range(2))
+    clipped, plain = (optimizer(0.1, global_clipnorm=norm, **arguments) for norm in (0.5, None))
+    clipped.build(ours)
+    rng = np.random.default_rng(1)
+    for size in (1.0, 0.01, 10.0):
+        gradients = [tf.constant(size * rng.normal(size=v.shape).astype("float32")) for v in ours]
+        norm = tf.linalg.global_norm(gradients)
+        update(clipped, [g * 8.0 for g in gradients], ours, norm * 8.0, tf.constant(8.0))
+        clipped.iterations.assign_add(1)
+        plain.apply([g / tf.maximum(norm / 0.5, 1.0) for g in gradients], theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=atol)
+
+
+def seeded(shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
