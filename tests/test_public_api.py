@@ -5,11 +5,13 @@ import keras_bert_lib
 PUBLIC_NAMES = {
     "checkpoints": [
         "CheckpointConfig",
+        "SentenceModules",
         "fetch",
         "load_config",
         "load_encoder",
         "load_heads",
         "load_preprocessor",
+        "load_sentence_modules",
         "load_tokenizer",
         "save_hf",
         "save_tokenizer",

@@ -260,8 +260,8 @@ def config_json(config: CheckpointConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Object in a JSON file of a checkpoint, or one sentence that says why there is none."""
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+    """Object, or list, in a JSON file of a checkpoint, or one sentence that says why there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -271,8 +271,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:  # of the JSON, or of its UTF-8
         raise ValueError(f"{path} is not valid JSON ({error}). It is cut off or damaged: copy it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object. Received: {type(content).__name__}. Copy the file again.")
+    if not isinstance(content, kind):
+        expected = {dict: "object", list: "array"}[kind]
+        received = type(content).__name__
+        raise ValueError(f"{path} must hold a JSON {expected}. Received: {received}. Copy the file again.")
     return content
 
 

@@ -17,8 +17,14 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
+# Of sentence-transformers; a module's own file lies in its folder, such as `1_Pooling`.
+MODULES_FILE = "modules.json"
+SENTENCE_CONFIG_FILE = "sentence_bert_config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+_SENTENCE_FILES = (MODULES_FILE, SENTENCE_CONFIG_FILE, PROMPTS_FILE, f"*_Pooling/{CONFIG_FILE}")
+
 # Pickles and the weights of other frameworks are never downloaded; `model-*` are the shards that the index names.
-_SMALL_FILES = (CONFIG_FILE, *TOKENIZER_FILES)
+_SMALL_FILES = (CONFIG_FILE, *TOKENIZER_FILES, *_SENTENCE_FILES)
 _WEIGHT_FILES = (WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors")
 
 # Checkpoints that come with the package: one folder each, and its name is the name to ask for.

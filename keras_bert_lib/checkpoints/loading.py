@@ -151,6 +151,13 @@ def load_heads(
 
 
 def _new_encoder(family: str, arguments: dict[str, Any], directory: pathlib.Path) -> keras.Model:
+    width = arguments["hidden_dim"]
+    if family == "albert" and arguments["embedding_dim"] == width:
+        raise ValueError(
+            f"{directory / hub.CONFIG_FILE} describes no encoder that can be built: transformers puts a projection "
+            "behind the tables of every ALBERT, this library only where they have another width. Received: "
+            f"embedding_size and hidden_size of {width}."
+        )
     try:
         with weights_start_at_zero():
             return _ENCODERS[family](**arguments)

@@ -15,8 +15,8 @@ from keras_bert_lib.layers.token_layout import PaddedLayout, UnpaddedLayout, lay
 class TransformerEmbeddings(keras.layers.Layer):
     """Sum of a token, a position and a segment vector, then layer norm and dropout.
 
-    With `embedding_dim` below `hidden_dim` the tables are E wide and one projection takes the sum to D (ALBERT's
-    factorisation); otherwise E = D and there is no projection. Sum and norm are computed in float32.
+    With another `embedding_dim` than `hidden_dim` the tables are E wide and one projection takes the sum to D (ALBERT's
+    factorisation); with E = D there is no projection. Sum and norm are computed in float32.
 
     Args:
         vocabulary_size: Rows V of the token table.

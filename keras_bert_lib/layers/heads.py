@@ -18,7 +18,7 @@ class _Head(keras.layers.Layer):
     """A layer whose output is float32, whatever it computes in: losses and softmax need the digits."""
 
     def compute_output_spec(self, *args, **kwargs):
-        shapes = [None if arg is None else arg.shape for arg in (*args, *kwargs.values()) if hasattr(arg, "shape")]
+        shapes = [arg.shape for arg in (*args, *kwargs.values()) if hasattr(arg, "shape")]
         return keras.KerasTensor(self.compute_output_shape(*shapes), dtype="float32")
 
     def _logits(self, units: int) -> keras.layers.Dense:

@@ -12,8 +12,9 @@ from keras_bert_lib.layers.onednn import fuses_for_cpu
 class LayerNorm(keras.layers.Layer):
     """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, computed in float32 under any policy.
 
-    A graph for inference on a CPU with oneDNN holds it as one kernel, whose gamma and beta have the compute dtype:
-    under bfloat16 they are rounded, too. A SavedModel keeps the form it was traced in; without oneDNN that is slower.
+    A graph for inference on a CPU with oneDNN holds it as one kernel where inputs have the compute dtype; gamma and
+    beta have it then, too: under bfloat16 they are rounded. A SavedModel keeps the form it was traced in; without
+    oneDNN that is slower.
 
     Args:
         epsilon: Added to the variance; 1e-12 in BERT.
@@ -40,8 +41,9 @@ class LayerNorm(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         in_graph = not tf.executing_eagerly()  # The graph pass that fuses runs on graphs alone.
-        if in_graph and not training and self.compute_dtype in ("float32", "bfloat16") and fuses_for_cpu():
-            return _one_kernel(inputs, self.gamma, self.beta, self.epsilon, self.compute_dtype)
+        one_dtype = inputs.dtype == self.compute_dtype and inputs.dtype in (tf.float32, tf.bfloat16)
+        if in_graph and not training and one_dtype and fuses_for_cpu():
+            return _one_kernel(inputs, self.gamma, self.beta, self.epsilon)
         gamma, beta = (tf.cast(weight, tf.float32) for weight in (self.gamma, self.beta))
         normalized = _layer_norm(tf.cast(inputs, tf.float32), gamma, beta, self.epsilon)
         return tf.cast(normalized, self.compute_dtype)
@@ -79,7 +81,7 @@ def _layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float)
     return normalize(x, gamma, beta)
 
 
-def _one_kernel(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, dtype: str) -> tf.Tensor:
+def _one_kernel(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
     """The norm in the one form that TensorFlow's graph pass replaces by oneDNN's layer norm, float32 inside.
 
     The pass knows the form that Keras 2 had: a batch norm whose channels are the rows. Left as it is, that form is
@@ -89,7 +91,7 @@ def _one_kernel(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float,
     rows = tf.raw_ops.PlaceholderWithDefault(input=tf.reduce_prod(tf.shape(x)[:-1]), shape=[])
     statistics = tf.constant([], tf.float32)  # One and the same constant for both: that, too, is part of the form.
     normal, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tf.reshape(tf.cast(x, dtype), [1, rows, gamma.shape[0], 1]),
+        x=tf.reshape(x, [1, rows, gamma.shape[0], 1]),
         scale=tf.fill([rows], 1.0),
         offset=tf.fill([rows], 0.0),
         mean=statistics,
@@ -98,4 +100,4 @@ def _one_kernel(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float,
         data_format="NCHW",
         is_training=True,
     )
-    return tf.reshape(normal, tf.shape(x)) * tf.cast(gamma, dtype) + tf.cast(beta, dtype)
+    return tf.reshape(normal, tf.shape(x)) * tf.cast(gamma, x.dtype) + tf.cast(beta, x.dtype)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import keras
 
-from keras_bert_lib.layers.token_layout import UnpaddedLayout, padded_layout, unpadded_layout
+from keras_bert_lib.layers.token_layout import layout_of, padded_layout, unpadded_layout
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -92,7 +92,10 @@ class RemovePadding(keras.layers.Layer):
         inputs: float [B, S, D].
         layout: What `TokenLayout` made of the batch's `padding_mask`.
     Returns:
-        float [T, D], in the compute dtype.
+        float [T, D], in the compute dtype; the batch as it is where the layout keeps the padding.
+    Raises:
+        ValueError: if the layout is of a batch of another shape.
+        tf.errors.InvalidArgumentError: the same, where shapes are only known when the graph runs.
     Example:
     >>> layout = TokenLayout()(keras.ops.array([[1, 1, 0]]))
     >>> RemovePadding()(keras.ops.array([[[2.0], [3.0], [9.0]]]), layout=layout).numpy().ravel().tolist()
@@ -100,10 +103,10 @@ class RemovePadding(keras.layers.Layer):
     """
 
     def call(self, inputs, layout):
-        return UnpaddedLayout(layout).remove_padding(inputs)
+        return layout_of(inputs, None, layout).remove_padding(inputs)
 
     def compute_output_shape(self, inputs_shape, layout_shape):
-        return (*layout_shape["position_of_row"], inputs_shape[-1])
+        return (*layout_shape.get("position_of_row", inputs_shape[:-1]), inputs_shape[-1])
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -114,7 +117,8 @@ class RestorePadding(keras.layers.Layer):
         inputs: float [T, D].
         layout: What `TokenLayout` made of the batch's `padding_mask`.
     Returns:
-        float [B, S, D], in the compute dtype; zeros where there is padding.
+        float [B, S, D], in the compute dtype; zeros where there is padding. Where the layout keeps the padding, inputs
+        are [B, S, D] already, and stay as they are.
     Example:
     >>> layout = TokenLayout()(keras.ops.array([[1, 0, 1]]))
     >>> RestorePadding()(keras.ops.array([[2.0], [3.0]]), layout=layout).numpy().ravel().tolist()
@@ -122,7 +126,7 @@ class RestorePadding(keras.layers.Layer):
     """
 
     def call(self, inputs, layout):
-        return UnpaddedLayout(layout).restore_padding(inputs)
+        return layout_of(inputs, None, layout).restore_padding(inputs)
 
     def compute_output_shape(self, inputs_shape, layout_shape):
-        return (*layout_shape["row_of_position"], inputs_shape[-1])
+        return (*layout_shape.get("row_of_position", inputs_shape[:-1]), inputs_shape[-1])

@@ -113,13 +113,14 @@ def frozen(model: keras.Model, products: Products = "float") -> Iterator[None]:
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, Projection)]
     if not layers:
         raise ValueError(f"There is no block of this library in {type(model).__name__} {model.name!r}.")
+    before = [layer.frozen_products for layer in layers]
     try:
         for layer in layers:
             layer.frozen_products = products
         yield
     finally:
-        for layer in layers:
-            layer.frozen_products = None
+        for layer, products_before in zip(layers, before, strict=True):
+            layer.frozen_products = products_before
 
 
 def _product_graph(fused: list[str]) -> tf.compat.v1.GraphDef:

@@ -56,11 +56,8 @@ class PaddedLayout:
     """
 
     def __init__(self, inputs: tf.Tensor, padding_mask: tf.Tensor | None = None, positions: tf.Tensor | None = None):
-        if padding_mask is not None and not inputs.shape[:2].is_compatible_with(padding_mask.shape):
-            raise ValueError(
-                f"`padding_mask` must be [B, S], one entry a token. Received: padding_mask of shape "
-                f"{tuple(padding_mask.shape)} for inputs of shape {tuple(inputs.shape)}."
-            )
+        if padding_mask is not None:
+            _check_batch(inputs, padding_mask)
         self._batch_shape = [
             tf.shape(inputs)[axis] if size is None else size for axis, size in enumerate(inputs.shape[:2])
         ]
@@ -73,20 +70,23 @@ class PaddedLayout:
 
     def tokens(self, ids: tf.Tensor) -> tf.Tensor:
         """[B, S] -> [B, S]."""
-        return ids
+        return ids if self._padding_mask is None else _of_batch(ids, self._padding_mask)
 
     def positions(self) -> tf.Tensor:
         """Where in its sequence each token stands: int32 [S], or [B, S] in a packed batch."""
         return self._positions if self.is_packed else tf.range(self._batch_shape[1])
 
+    def remove_padding(self, batch: tf.Tensor) -> tf.Tensor:
+        """[B, S, D] as it is: nothing is removed."""
+        return _with_width(batch)
+
+    def restore_padding(self, batch: tf.Tensor) -> tf.Tensor:
+        """[B, S, D] as it is: nothing was removed."""
+        return _with_width(batch)
+
     def rows(self, inputs: tf.Tensor) -> tf.Tensor:
         """What a layer takes, [B, S, D] -> [T, D]."""
-        if inputs.shape.rank != 3:
-            raise ValueError(
-                f"Inputs must be [B, S, D]; tokens without padding, [T, D], need the `layout` that TokenLayout made. "
-                f"Received: inputs of shape {tuple(inputs.shape)}."
-            )
-        return tf.reshape(inputs, [-1, inputs.shape[-1]])
+        return tf.reshape(_with_width(inputs), [-1, inputs.shape[-1]])
 
     def outputs(self, rows: tf.Tensor) -> tf.Tensor:
         """[T, D] -> what a layer gives, [B, S, D]."""
@@ -95,13 +95,14 @@ class PaddedLayout:
     def first_tokens(self, inputs: tf.Tensor, first_positions: tf.Tensor | None) -> tf.Tensor:
         """[B, S, D] -> [B, P, D]: what stands at `first_positions`, [B, P]; `None`: at position 0, [B, D]."""
         if first_positions is None:
-            return inputs[:, 0]
+            return _with_width(inputs)[:, 0]
         batch, length = self._batch_shape
         row = tf.range(batch)[:, tf.newaxis] * length + tf.cast(first_positions, tf.int32)
         return tf.gather(self.rows(inputs), row)
 
     def sums(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """[B, S, D] -> [B, D], the sum over the real tokens of each line, and their number, int32 [B]."""
+        inputs = _with_width(inputs)
         if self._padding_mask is None:
             return tf.reduce_sum(inputs, axis=1), tf.fill(self._batch_shape[:1], self._batch_shape[1])
         real = tf.cast(self._padding_mask, tf.bool)
@@ -144,6 +145,7 @@ class UnpaddedLayout:
 
     def tokens(self, ids: tf.Tensor) -> tf.Tensor:
         """[B, S] -> [T]."""
+        ids = _of_batch(ids, self._tensors["row_of_position"])
         return tf.gather(tf.reshape(ids, [-1]), self._tensors["position_of_row"])
 
     def positions(self) -> tf.Tensor:
@@ -155,6 +157,7 @@ class UnpaddedLayout:
     def remove_padding(self, batch: tf.Tensor) -> tf.Tensor:
         """[B, S, D] -> [T, D]."""
         place_of_row, row_of_place = self._tensors["position_of_row"], self._tensors["row_of_position"]
+        batch = _of_batch(batch, row_of_place)
 
         # Its gradient is one more gather: TensorFlow's own is a scatter.
         @tf.custom_gradient
@@ -348,6 +351,37 @@ def _positions(numbers: tf.Tensor) -> tf.Tensor:
     column = tf.broadcast_to(tf.range(length), tf.shape(numbers))
     first = tf.math.unsorted_segment_min(column, sequence, batch * (length + 1))
     return tf.where(numbers > 0, column - tf.gather(first, sequence), 0)
+
+
+def _with_width(inputs: tf.Tensor) -> tf.Tensor:
+    if inputs.shape.rank != 3:
+        raise ValueError(
+            f"Inputs must be [B, S, D]; tokens without padding, [T, D], need the `layout` that TokenLayout made. "
+            f"Received: inputs of shape {tuple(inputs.shape)}."
+        )
+    return inputs
+
+
+def _check_batch(inputs: tf.Tensor, places: tf.Tensor) -> None:
+    if not inputs.shape[:2].is_compatible_with(places.shape):
+        raise ValueError(
+            f"`padding_mask` must be [B, S], one entry a token. Received: padding_mask of shape "
+            f"{tuple(places.shape)} for inputs of shape {tuple(inputs.shape)}."
+        )
+
+
+def _of_batch(inputs: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """`inputs`, [B, S, ...], after a look whether B and S are those of `places`.
+
+    Indices of a mask that is narrower than the tokens would take those of a neighbour, without an error.
+    """
+    _check_batch(inputs, places)
+    if inputs.shape[:2].is_fully_defined() and places.shape.is_fully_defined():
+        return inputs
+    message = "`padding_mask` must be [B, S], one entry a token. Received another shape than that of the inputs."
+    shapes = tf.shape(inputs)[:2], tf.shape(places)
+    with tf.control_dependencies([tf.debugging.assert_equal(*shapes, message)]):
+        return tf.identity(inputs)
 
 
 def _where(mask: tf.Tensor) -> tf.Tensor:

@@ -2,7 +2,7 @@
 
 The encoder contract:
 - inputs: a dict `token_ids`, `segment_ids`, `padding_mask`, each int32 [B, S]; `padding_mask` 1 = real token; a family
-  without segments leaves `segment_ids` out;
+  without segments leaves `segment_ids` out, and passes over those that come;
 - outputs: a dict `sequence_output` [B, S, D] and `pooled_output` [B, D], in the compute dtype;
 - layers: one named `embeddings`, then `block_0`, `block_1`, ..., then `pooler`.
 
@@ -21,6 +21,7 @@ from typing import Literal
 import keras
 
 from keras_bert_lib.layers import CLSPooler, RestorePadding, TokenLayout, TransformerEmbeddings, TransformerEncoder
+from keras_bert_lib.models.named_inputs import NamedInputs
 
 
 def transformer_model(
@@ -61,7 +62,7 @@ def transformer_model(
         activation: As in `FeedForward`.
         layer_norm_epsilon: As in `LayerNorm`.
         padding: "remove" computes on real tokens only, and gives zeros at padded positions. "keep" computes on all
-            positions, with shapes that do not depend on the data: for XLA and TPUs. Real tokens get the same vectors.
+            positions, with shapes that do not depend on the data: for XLA. Real tokens get the same vectors.
         recompute: As in `TransformerEncoder`: less memory in training, for up to a third more time.
         packed: Whether several sequences may share a row: the contract of packed batches above.
         name: Name of the model.
@@ -110,6 +111,5 @@ def transformer_model(
     for layer in range(num_layers):
         x = blocks[layer * num_groups // num_layers](x, layout=layout)
     pooled = pooler(x, layout=layout, first_positions=inputs.get("first_positions"))
-    if padding == "remove":
-        x = RestorePadding(name="restore_padding")(x, layout=layout)
-    return keras.Model(inputs, {"sequence_output": x, "pooled_output": pooled}, name=name)
+    x = RestorePadding(name="restore_padding")(x, layout=layout)
+    return NamedInputs(inputs, {"sequence_output": x, "pooled_output": pooled}, name=name)

@@ -55,7 +55,7 @@ def bert(
         attention_dropout: Rate on the attention weights.
         activation: "gelu" is the exact one, as in the paper; "gelu_approximate" is by tanh.
         layer_norm_epsilon: Added to the variance.
-        padding: "remove" computes on real tokens only; "keep" has static shapes, for XLA and TPUs.
+        padding: "remove" computes on real tokens only; "keep" has static shapes, for XLA.
         recompute: As in `TransformerEncoder`: less memory in training, for up to a third more time.
         packed: Whether several sequences may share a row of a batch; it has `first_positions` then.
         name: Name of the model.

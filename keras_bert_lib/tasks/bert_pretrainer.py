@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MaskedLMHead, NextSentenceHead
-from keras_bert_lib.tasks.text_task import symbolic_inputs
+from keras_bert_lib.tasks.text_task import dtype_policy, symbolic_inputs
 from keras_bert_lib.training import FunctionalModel, PretrainingData
 
 
@@ -63,8 +63,9 @@ class BertPretrainer(FunctionalModel):
         block = encoder.get_layer("block_0").get_config()
         activation = block["activation"] if activation is None else activation
         epsilon = block["layer_norm_epsilon"] if layer_norm_epsilon is None else layer_norm_epsilon
-        masked_lm = MaskedLMHead(encoder.get_layer("embeddings"), activation, epsilon, name="masked_lm")
-        pair_head = NextSentenceHead(name="next_sentence") if next_sentence else None
+        dtype = dtype_policy(encoder)
+        masked_lm = MaskedLMHead(encoder.get_layer("embeddings"), activation, epsilon, name="masked_lm", dtype=dtype)
+        pair_head = NextSentenceHead(name="next_sentence", dtype=dtype) if next_sentence else None
         inputs = symbolic_inputs(encoder)
         inputs["mask_positions"] = keras.Input((None,), dtype="int32", name="mask_positions")
         encoded = encoder({name: inputs[name] for name in encoder.input})
@@ -82,6 +83,8 @@ class BertPretrainer(FunctionalModel):
         cls,
         directory_or_hub_id: str | os.PathLike[str],
         sequence_length: int | None = None,
+        dropout: float | None = None,
+        recompute: bool = False,
         revision: str | None = None,
     ) -> BertPretrainer:
         """Pretrainer of a checkpoint that holds a masked-LM head, to fill masks or to train on.
@@ -90,6 +93,8 @@ class BertPretrainer(FunctionalModel):
             directory_or_hub_id: Directory of a Hugging Face checkpoint, its id on the hub, or the name of a checkpoint
                 that comes with this library.
             sequence_length: As in `TextClassifier.from_pretrained`.
+            dropout: Replaces the checkpoint's rate.
+            recompute: As in `kbl.layers.TransformerEncoder`: less memory in training, for up to a third more time.
             revision: Branch, tag or commit, for a hub id.
         Raises:
             ValueError: if the checkpoint has no masked-LM head.
@@ -99,7 +104,7 @@ class BertPretrainer(FunctionalModel):
         with warnings.catch_warnings():
             # A checkpoint without one is of masked LM alone, which needs none.
             warnings.filterwarnings("ignore", message=".*has no pooler")
-            encoder = checkpoints.load_encoder(directory)
+            encoder = checkpoints.load_encoder(directory, dropout=dropout, recompute=recompute)
         heads = checkpoints.load_heads(directory, encoder)
         if "masked_lm" not in heads:
             raise ValueError(
@@ -184,7 +189,7 @@ class BertPretrainer(FunctionalModel):
             raise ValueError(f"`top` must be from 1 to {pieces}, the number of pieces. Received: top={top}.")
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokenizer = self.preprocessor.tokenizer
-        features = self._reads_special_tokens(texts)
+        features = _reading_special_tokens(self.preprocessor)(texts)
         is_mask = features["token_ids"].numpy() == tokenizer.token_to_id(tokenizer.mask_token)
         if not is_mask.any(axis=1).all():
             text = texts[int(np.argmin(is_mask.any(axis=1)))]
@@ -206,15 +211,6 @@ class BertPretrainer(FunctionalModel):
             for ids_of_text, probabilities_of_text, masks in zip(ids.numpy(), probabilities.numpy(), count, strict=True)
         ]
 
-    # Once: of a large vocabulary it takes a while. It goes around Keras, which would take it for a part of the model.
-    @functools.cached_property
-    def _reads_special_tokens(self) -> keras.layers.Layer:
-        """The preprocessor, but a [MASK] that is written in a text is one."""
-        tokenizer = self.preprocessor.tokenizer
-        spelling = type(tokenizer).from_config({**tokenizer.get_config(), "special_tokens_in_text": True})
-        config = {**self.preprocessor.get_config(), "tokenizer": keras.saving.serialize_keras_object(spelling)}
-        return type(self.preprocessor).from_config(config)
-
     def get_config(self) -> dict[str, Any]:
         preprocessor = self.preprocessor and keras.saving.serialize_keras_object(self.preprocessor)
         return {
@@ -233,3 +229,12 @@ class BertPretrainer(FunctionalModel):
             for part in ("encoder", "preprocessor")
         }
         return cls(**{**config, **parts})
+
+
+@functools.lru_cache(maxsize=8)  # of a large vocabulary it takes a while
+def _reading_special_tokens(preprocessor: keras.layers.Layer) -> keras.layers.Layer:
+    """The same preprocessor, but a [MASK] that is written in a text is one."""
+    tokenizer = preprocessor.tokenizer
+    spelling = type(tokenizer).from_config({**tokenizer.get_config(), "special_tokens_in_text": True})
+    config = {**preprocessor.get_config(), "tokenizer": keras.saving.serialize_keras_object(spelling)}
+    return type(preprocessor).from_config(config)

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -155,7 +156,7 @@ class _Features:
 
 def is_text(x: Any) -> bool:
     """Whether `x` is texts in memory, or something that a caller takes for them: no token ids, no dataset."""
-    return not isinstance(x, Mapping | tf.data.Dataset) and not hasattr(x, "__next__")
+    return not isinstance(x, Mapping | tf.data.Dataset | keras.utils.PyDataset) and not hasattr(x, "__next__")
 
 
 def _columns(texts: Any) -> list[tf.Tensor]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib import checkpoints
+from keras_bert_lib.checkpoints.hf_config import Kind
 from keras_bert_lib.layers import ClassificationHead
-from keras_bert_lib.tasks.text_task import TextTask, symbolic_inputs
+from keras_bert_lib.tasks.text_task import TextTask, dtype_policy, symbolic_inputs
 from keras_bert_lib.training import adamw
-
-Kind = Literal["multi_class", "multi_label", "regression"]
 
 _LEARNING_RATE = 5e-5  # the middle of the three that Devlin et al. 2018, appendix A.3, tried on every task
 _UNKNOWN = 10**9  # steps of a training whose length is not known yet: the rate stays as good as constant
@@ -63,7 +62,8 @@ class TextClassifier(TextTask):
     ):
         if kind not in _LOSSES:
             raise ValueError(f"`kind` must be one of {sorted(_LOSSES)}. Received: kind={kind!r}.")
-        head = ClassificationHead(_agreed_number(num_classes, labels, kind), dropout, name="head")
+        count = _agreed_number(num_classes, labels, kind)
+        head = ClassificationHead(count, dropout, name="head", dtype=dtype_policy(encoder))
         inputs = symbolic_inputs(encoder)
         pooled = encoder(inputs)["pooled_output"]
         super().__init__(inputs, head(pooled), encoder, preprocessor, pooled, name)
@@ -88,13 +88,13 @@ class TextClassifier(TextTask):
         """Classifier on a pretrained encoder.
 
         Where the checkpoint is of a trained classifier, its head, labels and kind come along, unless `num_classes`,
-        `labels` or `kind` ask for something else: then the head is new.
+        `labels` or `kind` ask for something else than it has: then the head is new.
 
         Args:
             directory_or_hub_id: Directory of a Hugging Face checkpoint, or its id on the hub.
-            num_classes: Number of classes of a new head.
-            labels: Names of the classes of a new head.
-            kind: As in `TextClassifier`.
+            num_classes: Number of classes; `None` = that of the checkpoint, or of `labels`.
+            labels: Names of the classes; `None` = those of the checkpoint's head.
+            kind: As in `TextClassifier`; `None` = that of the checkpoint.
             sequence_length: Fixed length in tokens; `None` pads to the longest text of a batch. Longer texts are cut.
             max_sequence_length: What texts are cut to where there is no fixed length; `None` = the most that the
                 encoder takes.
@@ -112,15 +112,23 @@ class TextClassifier(TextTask):
             directory, sequence_length, max_sequence_length=max_sequence_length
         )
         rate = config.classifier_dropout if dropout is None else dropout
-        if num_classes is not None or labels is not None or kind not in (None, config.kind):
-            return cls(encoder, preprocessor, num_classes, labels, kind or "multi_class", rate)
+        has = config.num_classes, config.labels, config.kind
+        asked = (
+            config.num_classes if num_classes is None else num_classes,
+            config.labels if labels is None else tuple(labels),
+            config.kind if kind is None else kind,
+        )
+        is_classifier = (config.architecture or "").endswith("ForSequenceClassification")
+        asks_for_it = asked == has and num_classes is None and labels is None
+        if not asks_for_it and not (asked == has and is_classifier):
+            return cls(encoder, preprocessor, num_classes, labels, asked[-1], rate)
         trained = checkpoints.load_heads(directory, encoder).get("classifier")
         if trained is None:
             raise ValueError(
                 f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed for "
                 "a new one."
             )
-        classifier = cls(encoder, preprocessor, config.num_classes, config.labels, config.kind, rate)
+        classifier = cls(encoder, preprocessor, *asked, rate)
         classifier.head.set_weights(trained.get_weights())
         return classifier
 
@@ -236,6 +244,11 @@ class TextClassifier(TextTask):
         """Keras wants class numbers as keys; users have names."""
         if class_weight is None:
             return None
+        if self.kind != "multi_class":
+            raise ValueError(
+                f"`class_weight` weighs a text by its one class, which there is not with kind={self.kind!r}. Pass "
+                "`sample_weight`."
+            )
         keys = list(class_weight)
         numbers = self._class_numbers(np.array(keys, dtype=object if isinstance(keys[0], str) else None))
         return dict(zip(numbers.tolist(), class_weight.values(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, Literal
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MeanPooler
+from keras_bert_lib.models.named_inputs import NamedInputs
 from keras_bert_lib.tasks.text_task import TextTask, symbolic_inputs
 
 Pooling = Literal["mean", "cls"]
@@ -51,11 +53,12 @@ class TextEncoder(TextTask):
             raise ValueError(f'`pooling` must be "mean" or "cls". Received: pooling={pooling!r}.')
         # Without the encoder's own pooler, which would stand there untrained.
         tokens = {"sequence_output": encoder.output["sequence_output"]}
-        encoder = keras.Model(encoder.input, tokens, name=encoder.name)
+        encoder = NamedInputs(encoder.input, tokens, name=encoder.name)
         inputs = symbolic_inputs(encoder)
         tokens = encoder(inputs)["sequence_output"]
-        vectors = tokens[:, 0]
-        if pooling == "mean":
+        if pooling == "cls":
+            vectors = keras.ops.cast(tokens[:, 0], "float32")
+        else:
             vectors = MeanPooler(name="pooler", dtype="float32")(tokens, padding_mask=inputs["padding_mask"])
         if normalize:
             vectors = keras.layers.UnitNormalization(name="unit_length", dtype="float32")(vectors)
@@ -67,30 +70,45 @@ class TextEncoder(TextTask):
     def from_pretrained(
         cls,
         directory_or_hub_id: str | os.PathLike[str],
-        pooling: Pooling = "mean",
-        normalize: bool = True,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
         sequence_length: int | None = None,
         max_sequence_length: int | None = None,
+        dropout: float | None = None,
+        recompute: bool = False,
         revision: str | None = None,
     ) -> TextEncoder:
         """Encoder of texts out of a checkpoint.
 
         Args:
             directory_or_hub_id: Directory of a Hugging Face checkpoint, or its id on the hub.
-            pooling: As in `TextEncoder`; what the checkpoint was trained with.
-            normalize: As in `TextEncoder`.
+            pooling: As in `TextEncoder`; `None` = what a checkpoint of sentence-transformers says, "mean" for others.
+            normalize: As in `TextEncoder`; `None` = what a checkpoint of sentence-transformers says, `True` for others.
             sequence_length: Fixed length in tokens; `None` pads to the longest text of a batch. Longer texts are cut.
-            max_sequence_length: What texts are cut to where there is no fixed length; `None` = the most that the
-                encoder takes.
+            max_sequence_length: What texts are cut to where there is no fixed length; `None` = what a checkpoint of
+                sentence-transformers says, the most that the encoder takes for others.
+            dropout: Replaces the checkpoint's rate.
+            recompute: As in `kbl.layers.TransformerEncoder`: less memory in training, for up to a third more time.
             revision: Branch, tag or commit, for a hub id.
         Raises:
-            FileNotFoundError, ValueError: see `kbl.checkpoints.load_encoder` and `load_preprocessor`.
+            FileNotFoundError, ValueError: see `load_encoder`, `load_preprocessor` and `load_sentence_modules` of
+                `kbl.checkpoints`.
         """
         directory = checkpoints.fetch(directory_or_hub_id, revision=revision)
+        says = checkpoints.load_sentence_modules(directory) or checkpoints.SentenceModules("mean", True, None)
         preprocessor = checkpoints.load_preprocessor(
-            directory, sequence_length, max_sequence_length=max_sequence_length
+            directory, sequence_length, max_sequence_length=max_sequence_length or says.max_sequence_length
         )
-        return cls(checkpoints.load_encoder(directory), preprocessor, pooling, normalize)
+        with warnings.catch_warnings():
+            # The pooler would be left out.
+            warnings.filterwarnings("ignore", message=".*has no pooler")
+            encoder = checkpoints.load_encoder(directory, dropout=dropout, recompute=recompute)
+        return cls(
+            encoder,
+            preprocessor,
+            says.pooling if pooling is None else pooling,
+            says.normalize if normalize is None else normalize,
+        )
 
     def encode(self, texts: Any, batch_size: int | None = None, verbose: Any = 0) -> np.ndarray:
         """The vectors of texts, in their order; they are computed in batches of like length.

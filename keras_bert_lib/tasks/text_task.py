@@ -39,7 +39,11 @@ class TextTask(FunctionalModel):
         preprocessor: `TextPreprocessor`; anything that maps strings [B] to such a dict of int32 [B, S].
         embedding: The vector of each text, [B, D], somewhere between them: what an export answers to `embed`.
         name: Name of the model.
+    Raises:
+        ValueError: if the encoder takes packed batches, which a text is not.
     """
+
+    _is_frozen = False
 
     def __init__(
         self,
@@ -50,6 +54,11 @@ class TextTask(FunctionalModel):
         embedding: keras.KerasTensor | None = None,
         name: str | None = None,
     ):
+        if "first_positions" in encoder.input:
+            raise ValueError(
+                f"{type(self).__name__} takes one text a row, and the encoder takes packed batches. Build one with "
+                "packed=False, and give it the weights of yours: encoder.set_weights(yours.get_weights())."
+            )
         super().__init__(inputs, outputs, name=name)
         self.encoder = encoder
         self.preprocessor = preprocessor
@@ -85,6 +94,8 @@ class TextTask(FunctionalModel):
         **kwargs,
     ) -> keras.callbacks.History:
         """`keras.Model.fit`, for strings too: see the class."""
+        if self._is_frozen:
+            raise ValueError("fit() inside of frozen() would validate with the weights of before. Call it outside.")
         size = batch_size or _BATCH_SIZE
         if isinstance(x, tf.data.Dataset):
             x, shuffle = self._tokenized(x), False
@@ -98,7 +109,8 @@ class TextTask(FunctionalModel):
         elif y is not None:
             y = self.encode_targets(y)
         # Behind the examples: the first labels that a classifier meets name its classes.
-        validation_data = self._validation(validation_data, validation_batch_size or size)
+        validation_batch_size = validation_batch_size or size
+        validation_data = self._validation(validation_data, validation_batch_size)
         per_epoch = steps_per_epoch or _number_of_batches(x, size, validation_split)
         self.prepare_fit(per_epoch and per_epoch * (epochs - initial_epoch))
         return super().fit(
@@ -115,6 +127,7 @@ class TextTask(FunctionalModel):
             sample_weight=sample_weight,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
+            validation_batch_size=validation_batch_size,
             **kwargs,
         )
 
@@ -143,13 +156,17 @@ class TextTask(FunctionalModel):
 
     @contextlib.contextmanager
     def frozen(self, products: Literal["float", "int8"] = "float") -> Iterator[None]:
-        """Inside, `predict` takes the weights as constants, which is faster, or in "int8": see `kbl.layers.frozen`."""
-        before, self.predict_function = self.predict_function, None
+        """Inside, `predict` and `evaluate` take the weights as constants, which is faster, or in "int8".
+
+        See `kbl.layers.frozen`. The weights are those of the first call inside, so `fit` is refused there.
+        """
+        before = self.predict_function, self.test_function, self._is_frozen
+        self.predict_function, self.test_function, self._is_frozen = None, None, True
         try:
             with frozen(self, products):
                 yield
         finally:
-            self.predict_function = before
+            self.predict_function, self.test_function, self._is_frozen = before
 
     def _examples(self, x: Any, y: Any, sample_weight: Any) -> TextBatches:
         if y is None:
@@ -195,6 +212,11 @@ class TextTask(FunctionalModel):
             for part in ("encoder", "preprocessor")
         }
         return cls(**{**config, **parts})
+
+
+def dtype_policy(encoder: keras.Model) -> keras.dtype_policies.DTypePolicy:
+    """That of its layers, which its heads share, also when a file is read under another policy of the process."""
+    return encoder.get_layer("embeddings").dtype_policy
 
 
 def symbolic_inputs(encoder: keras.Model) -> dict[str, keras.KerasTensor]:

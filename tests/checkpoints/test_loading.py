@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 import keras
@@ -135,6 +136,14 @@ def test_a_config_that_contradicts_the_weights_is_refused(copy_of, settings, mes
     copy = copy_of("bert_pretraining")
     copy.configure(**settings)
     with pytest.raises(ValueError, match=message):
+        checkpoints.load_encoder(copy.path)
+
+
+def test_an_albert_with_tables_of_full_width_is_refused(copy_of):
+    copy = copy_of("albert_pretraining")
+    width = json.loads((copy.path / "config.json").read_text())["hidden_size"]
+    copy.configure(embedding_size=width)
+    with pytest.raises(ValueError, match=r"transformers puts a projection behind the tables of every ALBERT"):
         checkpoints.load_encoder(copy.path)
 
 

@@ -70,13 +70,15 @@ def test_dropout_is_behind_the_norm():
     np.testing.assert_allclose(dropped[~zero], output[~zero] / 0.75, rtol=1e-5)
 
 
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_rounds_once_behind_the_norm(policy):
+def test_half_precision_rounds_once_behind_the_norm(policy, in_graph):
     """The three rows are summed and normed in float32, so only the last digit of the output may be lost."""
     layer = _embeddings(dtype=policy)
     exact = _expected(reference.weights_of(layer), SEGMENTS)
     half = 2.0 ** -(8 if "bfloat16" in policy else 11)
-    np.testing.assert_allclose(tf.cast(layer(IDS, SEGMENTS), tf.float32), exact, rtol=half, atol=1e-5)
+    embed = tf.function(layer) if in_graph else layer
+    np.testing.assert_allclose(tf.cast(embed(IDS, SEGMENTS), tf.float32), exact, rtol=half, atol=1e-5)
 
 
 def test_gradient_of_a_repeated_token_adds_up():

@@ -38,6 +38,12 @@ def test_a_vector_a_row_of_a_packed_batch_is_refused(padding):
         MeanPooler()(tokens, layout=layout)
 
 
+@pytest.mark.parametrize("pooler", [CLSPooler, MeanPooler])
+def test_tokens_without_their_layout_are_refused(pooler):
+    with pytest.raises(ValueError, match=r"\[T, D\], need the `layout` that TokenLayout made. .* shape \(3, 8\)"):
+        pooler()(X[:, 0])
+
+
 def test_mean_is_over_real_tokens():
     expected = np.stack([x[mask == 1].astype("float64").mean(axis=0) for x, mask in zip(X, MASK, strict=True)])
     np.testing.assert_allclose(MeanPooler()(X, padding_mask=MASK), expected, rtol=1e-5, atol=1e-6)

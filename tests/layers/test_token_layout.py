@@ -1,7 +1,9 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_bert_lib.layers import RemovePadding, RestorePadding, TokenLayout, TransformerEmbeddings
 from keras_bert_lib.layers.token_layout import (
     PaddedLayout,
     UnpaddedLayout,
@@ -127,6 +129,36 @@ def test_heads_of_each_token_go_to_its_slot_and_back(lengths):
         np.testing.assert_array_equal(value, key + num_heads * width)
         contexts.append(query)
     np.testing.assert_array_equal(layout.attention_outputs(contexts), qkv[:, : num_heads * width])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+def test_tokens_of_another_shape_than_the_mask_are_refused(padding, packed):
+    """Else tokens would be taken from the neighbour, or a mask of one column would be broadcast."""
+    layout, embeddings = TokenLayout(padding, packed), TransformerEmbeddings(10, 2)
+    mask = tf.constant([[1, 1, 1, 1], [1, 1, 0, 0]])
+    for width in (1, 3, 5):
+        ids = tf.ones([2, width], tf.int32)
+        with pytest.raises(ValueError, match=r"padding_mask of shape \(2, 4\) for inputs of shape \(2, \d\)"):
+            embeddings(ids, layout=layout(mask))
+        embed = tf.function(
+            lambda ids, mask: embeddings(ids, layout=layout(mask)),
+            input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2,
+        )
+        assert embed(mask, mask).shape[-1] == 2
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Received another shape than that of the inputs"):
+            embed(ids, mask)
+    if padding == "remove":
+        with pytest.raises(ValueError, match=r"padding_mask of shape \(2, 4\) for inputs of shape \(2, 3, 2\)"):
+            RemovePadding()(tf.ones([2, 3, 2]), layout=layout(mask))
+
+
+def test_a_batch_that_keeps_its_padding_goes_through_as_it_is():
+    layout, batch = TokenLayout("keep")(MASK), tf.constant(X)
+    for layer in (RemovePadding(), RestorePadding()):
+        np.testing.assert_array_equal(layer(batch, layout=layout), batch)
+        symbolic = layer(keras.Input((None, 2)), layout=TokenLayout("keep")(keras.Input((None,), dtype="int32")))
+        assert symbolic.shape == (None, None, 2)
 
 
 def _jacobian(function, size: int) -> np.ndarray:

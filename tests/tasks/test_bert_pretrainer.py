@@ -162,6 +162,14 @@ def test_fill_mask_without_a_mask(text):
         _pretrainer().fill_mask(["a [MASK] film", text])
 
 
+def test_fill_mask_reads_with_the_preprocessor_that_is_there():
+    pretrainer = _pretrainer()
+    pretrainer.fill_mask("a [MASK] film")
+    pretrainer.preprocessor = TextPreprocessor(_tokenizer(), max_sequence_length=4)
+    with pytest.raises(ValueError, match="or it was cut off there"):
+        pretrainer.fill_mask("a good good good [MASK] film")
+
+
 def test_fill_mask_without_a_vocabulary():
     pretrainer = BertPretrainer(_pretrainer().encoder)
     with pytest.raises(ValueError, match=r"needs the vocabulary\. Make the BertPretrainer with a `preprocessor`"):
@@ -178,7 +186,9 @@ def test_from_pretrained_needs_a_masked_lm_head(tmp_path):
 def test_from_pretrained_gives_back_what_was_saved(tmp_path, next_sentence):
     pretrainer = _pretrainer(next_sentence)
     checkpoints.save_hf(pretrainer, tmp_path / "hf")
-    again = BertPretrainer.from_pretrained(tmp_path / "hf")
+    again = BertPretrainer.from_pretrained(tmp_path / "hf", dropout=0.0, recompute=True)
+    block = again.encoder.get_layer("block_0").get_config()
+    assert (block["dropout"], block["recompute"]) == (0.0, True)
     features, *_ = _batch()
     for name, values in pretrainer(features).items():
         np.testing.assert_allclose(again(features)[name], values, atol=1e-6)

@@ -134,14 +134,95 @@ def test_sample_weight_and_class_weight_reach_the_loss(make_classifier):
 def test_validation(make_classifier):
     classifier = _fast(make_classifier(num_classes=2))
     dataset = tf.data.Dataset.from_tensor_slices((TEXTS, NUMBERS)).batch(8)
-    for options in (
-        {"validation_split": 0.25},
-        {"validation_data": (TEXTS, NUMBERS)},
-        {"validation_data": (TEXTS, NUMBERS, np.ones(32))},
-        {"validation_data": (_features(classifier, TEXTS), NUMBERS)},
-        {"validation_data": dataset},
+    weights = np.linspace(0.0, 1.0, 32)
+    for options, held_out in (
+        ({"validation_split": 0.25}, (TEXTS[24:], NUMBERS[24:])),
+        ({"validation_data": (TEXTS, NUMBERS)}, (TEXTS, NUMBERS)),
+        ({"validation_data": (TEXTS, NUMBERS, weights)}, (TEXTS, NUMBERS, 8, weights)),
+        ({"validation_data": (_features(classifier, TEXTS), NUMBERS)}, (TEXTS, NUMBERS)),
+        ({"validation_data": dataset}, (dataset,)),
     ):
-        assert len(_fit(classifier, TEXTS, NUMBERS, epochs=2, **options)["val_accuracy"]) == 2
+        history = _fit(classifier, TEXTS, NUMBERS, epochs=2, **options)
+        expected = classifier.evaluate(*held_out, verbose=0, return_dict=True)
+        for name, value in expected.items():
+            assert history[f"val_{name}"][-1] == pytest.approx(value, abs=1e-5), (options.keys(), name)
+
+
+def test_validation_has_batches_of_the_size_that_was_asked_for(make_classifier):
+    classifier = _fast(make_classifier(num_classes=2))
+    batches = []
+    watch = keras.callbacks.LambdaCallback()
+    watch.on_test_batch_end = lambda batch, logs: batches.append(batch)
+    features = _features(classifier, TEXTS)
+    _fit(classifier, TEXTS, NUMBERS, 1, validation_data=(features, NUMBERS), validation_batch_size=4, callbacks=[watch])
+    assert len(batches) == 8
+
+
+def test_frozen_weights_hold_in_evaluate_until_the_block_ends(make_classifier):
+    classifier = _fast(make_classifier(num_classes=2))
+    _fit(classifier, TEXTS, NUMBERS, validation_data=(TEXTS, NUMBERS))
+    before = classifier.evaluate(TEXTS, NUMBERS, verbose=0)
+    with classifier.frozen():
+        assert classifier.evaluate(TEXTS, NUMBERS, verbose=0) == pytest.approx(before, rel=1e-5)
+        with pytest.raises(ValueError, match=r"fit\(\) inside of frozen\(\) would validate with the weights of before"):
+            _fit(classifier, TEXTS, NUMBERS)
+    history = _fit(classifier, TEXTS, NUMBERS, validation_data=(TEXTS, NUMBERS))
+    after = classifier.evaluate(TEXTS, NUMBERS, verbose=0, return_dict=True)
+    assert history["val_loss"][-1] == pytest.approx(after["loss"], rel=1e-5)
+    assert after["loss"] < before[0]
+
+
+def test_a_trained_head_comes_along_unless_something_else_is_asked_for(make_classifier, tmp_path):
+    trained = make_classifier(labels=["a", "b", "c"], kind="multi_label")
+    kbl.checkpoints.save_hf(trained, tmp_path / "hf")
+
+    def head(**options):
+        classifier = kbl.tasks.TextClassifier.from_pretrained(tmp_path / "hf", **options)
+        return classifier, np.array_equal(classifier.head.dense.kernel, trained.head.dense.kernel)
+
+    for options in ({}, {"num_classes": 3}, {"labels": ["a", "b", "c"]}, {"kind": "multi_label"}):
+        classifier, is_the_same = head(**options)
+        assert is_the_same and (classifier.labels, classifier.kind) == (trained.labels, trained.kind), options
+    for options in ({"num_classes": 4}, {"labels": ["a", "b", "d"]}, {"kind": "multi_class", "num_classes": 3}):
+        classifier, is_the_same = head(**options)
+        assert not is_the_same and classifier.kind == options.get("kind", "multi_label"), options
+
+
+def test_class_weights_of_what_has_no_one_class_are_refused(make_classifier):
+    classifier = _fast(make_classifier(labels=["a", "b"], kind="multi_label"))
+    with pytest.raises(ValueError, match=r"`class_weight` weighs a text by its one class.*Pass `sample_weight`"):
+        _fit(classifier, TEXTS, np.ones((32, 2)), class_weight={"a": 2.0, "b": 1.0})
+
+
+def test_token_ids_may_come_from_a_keras_dataset(make_classifier):
+    classifier = _fast(make_classifier(num_classes=2))
+    features = _features(classifier, TEXTS)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            rows = slice(8 * index, 8 * index + 8)
+            return {name: values[rows] for name, values in features.items()}, np.array(NUMBERS[rows])
+
+    classifier.fit(Batches(), epochs=12, verbose=0)
+    assert classifier.evaluate(Batches(), verbose=0, return_dict=True)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("saved_under", ["float32", "mixed_float16"])
+def test_a_file_keeps_the_precision_of_head_and_encoder(make_classifier, tmp_path, saved_under):
+    """Whatever the policy of the process that loads it; and float16 goes on with a scaled loss."""
+    keras.config.set_dtype_policy(saved_under)
+    classifier = _fast(make_classifier(num_classes=2))
+    _fit(classifier, TEXTS, NUMBERS, epochs=1)
+    classifier.save(tmp_path / "model.keras")
+    keras.config.set_dtype_policy("float32" if saved_under != "float32" else "mixed_float16")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.head.compute_dtype == again.encoder.get_layer("block_0").compute_dtype == classifier.head.compute_dtype
+    np.testing.assert_array_equal(again.predict(TEXTS, verbose=0), classifier.predict(TEXTS, verbose=0))
+    for ours, theirs in zip(again.optimizer.variables, classifier.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
 
 
 def test_the_default_recipe_warms_up_decays_and_clips(make_classifier):

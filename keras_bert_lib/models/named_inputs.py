@@ -1,0 +1,24 @@
+"""Keras's functional model, for dicts that hold more than the model takes."""
+
+from __future__ import annotations
+
+import keras
+
+# Keras exports no name for the class of its functional models.
+_probe = keras.Input((), name="probe")
+_Functional = type(keras.Model(_probe, _probe, name="probe"))
+
+
+@keras.saving.register_keras_serializable(package="keras_bert_lib")
+class NamedInputs(_Functional):
+    """A functional model that takes what it needs out of a dict, by name.
+
+    Keras matches a dict with more entries than the model has inputs by position, with a mere warning: an encoder
+    without segments would read the `segment_ids` of its preprocessor as tokens.
+    """
+
+    def call(self, inputs, training=None, mask=None, **kwargs):
+        taken = self.input
+        if isinstance(taken, dict) and isinstance(inputs, dict) and inputs.keys() > taken.keys():
+            inputs = {name: inputs[name] for name in taken}
+        return super().call(inputs, training=training, mask=mask, **kwargs)
