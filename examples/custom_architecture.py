@@ -57,7 +57,7 @@ def main(examples: int = 4_000, epochs: int = 6, export_to: str | None = None) -
     # Longer texts are cut to the positions that the encoder has: a server is not asked how long a text may be.
     preprocessor = kbl.preprocessing.TextPreprocessor(tokenizer, max_sequence_length=MAX_LENGTH)
     classifier = kbl.tasks.TextClassifier(build_encoder(len(vocabulary)), preprocessor, labels=["small", "large"])
-    steps = epochs * examples // 64
+    steps = epochs * -(-examples // 64)
     classifier.compile(optimizer=kbl.training.adamw(1e-3, warmup_steps=steps // 10, total_steps=steps))
     monitor = kbl.training.Monitor()  # shows tokens per second; csv="run.csv", plot="run.png" would keep the curves
     classifier.fit(*sums(examples, seed=1), batch_size=64, epochs=epochs, callbacks=[monitor])

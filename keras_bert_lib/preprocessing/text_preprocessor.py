@@ -76,7 +76,7 @@ class TextPreprocessor(keras.layers.Layer):
 
     def __call__(self, texts, **kwargs):
         """Makes string tensors of the texts first: Keras itself would turn strings into a float tensor."""
-        if isinstance(texts, list) and any(isinstance(text, (tf.Tensor, keras.KerasTensor)) for text in texts):
+        if isinstance(texts, list) and len(texts) == 2 and all(map(_is_column, texts)):
             texts = tuple(texts)  # a functional model read from a file hands over a list where it was given a tuple
         if not isinstance(texts, tuple):
             return super().__call__(as_string_tensor(texts), **kwargs)
@@ -148,6 +148,11 @@ class TextPreprocessor(keras.layers.Layer):
     @functools.cached_property
     def _compiled_pack(self):
         return {n: tf.function(self._pack, input_signature=[TEXTS] * n, autograph=False) for n in (1, 2)}
+
+
+def _is_column(texts: Any) -> bool:
+    """Whether they are a tensor of several texts."""
+    return isinstance(texts, (tf.Tensor, keras.KerasTensor)) and tf.TensorShape(texts.shape).rank != 0
 
 
 def _count(texts: tf.Tensor | keras.KerasTensor) -> str:

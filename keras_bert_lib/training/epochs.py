@@ -84,15 +84,20 @@ def cardinality(dataset: tf.data.Dataset) -> int | None:
     return count if count >= 0 else None
 
 
+def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """A dataset again and again; one that shuffles draws a new order for each pass, and none for an unread iterator."""
+    return tf.data.Dataset.range(tf.int64.max).flat_map(lambda _: dataset).with_options(dataset.options())
+
+
 def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> EpochsInMemory:
     """Epochs of arrays in memory.
 
     Args:
-        arrays: Structure of arrays of N rows each.
+        arrays: Structure of arrays of N rows each; lists become tuples, since tf.data takes a list for one tensor.
         batch_size: Rows of a batch; the last of an epoch may be smaller.
         shuffle: Whether each epoch has an order of its own.
     """
-    arrays = tf.nest.map_structure(_as_tensor, arrays)
+    arrays = tf.nest.map_structure(_as_tensor, keras.tree.lists_to_tuples(arrays))
     count = len(tf.nest.flatten(arrays)[0])
 
     def plan(seed):

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_bert_lib.training.epochs import Epochs, agree_on_seed
+from keras_bert_lib.models.named_inputs import NamedInputs
+from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless
 from keras_bert_lib.training.global_loss import GlobalLoss
 from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, update
 from keras_bert_lib.training.resume import resuming
@@ -21,6 +22,7 @@ from keras_bert_lib.training.step_report import StepReport, all_finite, count_to
 _REPLICATED = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 _REFUSED = (
     tf.distribute.TPUStrategy,
+    tf.distribute.experimental.TPUStrategy,  # another class
     tf.distribute.ParameterServerStrategy,
     tf.distribute.experimental.CentralStorageStrategy,
 )
@@ -67,6 +69,7 @@ class Model(keras.Model):
     _drop: Callable | None = None
     _steps_per_epoch: int | None = None  # if `fit` was told
     _step = 0  # of the epoch
+    _test_steps_left: int | None = None  # if `evaluate` was told
     _scales_loss = False
     _loss_scale = None
     _may_skip = False
@@ -156,7 +159,9 @@ class Model(keras.Model):
         self._compile_loss = None if loss is None else GlobalLoss(loss, loss_weights, names)
         self.accumulation_steps = accumulation_steps
         self._auto_scale_loss = auto_scale_loss
-        computes_in = {self.compute_dtype, *(layer.compute_dtype for layer in self.layers)}
+        # Of the layers that have weights, all the way down: inputs and functional models compute nothing, and have the
+        # policy of the process that made them, or has read their file.
+        computes_in = {layer.compute_dtype for layer in self._flatten_layers() if layer._trainable_variables}
         self._scales_loss = auto_scale_loss and "float16" in computes_in
         self._loss_scale = None
         self._non_finite = non_finite
@@ -179,9 +184,11 @@ class Model(keras.Model):
         with resuming(self, arguments) as arguments, _naming_lost_workers(self.distribute_strategy):
             of_outer_fit = self._steps_per_epoch, self._step
             data, per_epoch = arguments.get("x"), arguments.get("steps_per_epoch")
-            # Of a finite dataset Keras counts the steps, and counts a short call for a full one.
-            is_endless = isinstance(data, tf.data.Dataset) and data.cardinality() < 0
-            self._steps_per_epoch = per_epoch if is_endless else None
+            count = cardinality(data) if isinstance(data, tf.data.Dataset) else 0
+            if count and per_epoch and per_epoch % self.steps_per_execution and count % per_epoch == 0:
+                # Of several epochs in one dataset Keras counts the steps, and counts a short call for a full one.
+                arguments["x"], count = endless(data), None
+            self._steps_per_epoch = per_epoch if count is None else None
             self._step = self._steps_to_skip % (per_epoch or 1)
             self.step_report = None
             starts_anew = not self.skips_steps and arguments.get("initial_epoch", 0) < arguments.get("epochs", 1)
@@ -199,6 +206,9 @@ class Model(keras.Model):
         """`keras.Model.evaluate`; of `kbl.training.PretrainingData` one epoch."""
         if isinstance(x, Epochs):
             x = agree_on_seed(x, self.distribute_strategy).epoch()
+        self._test_steps_left = (
+            inspect.signature(keras.Model.evaluate).bind(self, x, *args, **kwargs).arguments.get("steps")
+        )
         return super().evaluate(x, *args, **kwargs)
 
     @contextlib.contextmanager
@@ -241,7 +251,9 @@ class Model(keras.Model):
     def train_step(self, data) -> StepReport:
         """One step on this replica's share `data` of the global batch; runs in replica context."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        changed = [v for v in self.non_trainable_variables if v.dtype.startswith(("float", "bfloat"))]
+        # Statistics, and no weights that are frozen.
+        changed = [v for layer in self._flatten_layers() for v in layer._non_trainable_variables]
+        changed = [v for v in changed if v.dtype.startswith(("float", "bfloat"))]
         changed += self.metrics_variables if self._may_skip else []
         before = [tf.identity(variable.value) for variable in changed]
         if self.accumulation_steps == 1:
@@ -322,8 +334,16 @@ class Model(keras.Model):
                 return ()  # there is nothing to report
 
             run = self._make_function(step, self.get_metrics_result, tuple)
-            self.test_function = lambda iterator: run(iterator, self.steps_per_execution)[0]
+            self.test_function = lambda iterator: run(iterator, self._next_test_steps())[0]
         return self.test_function
+
+    def _next_test_steps(self) -> int:
+        """The same for `evaluate`."""
+        if self._test_steps_left is None:
+            return self.steps_per_execution
+        steps = min(self.steps_per_execution, self._test_steps_left)
+        self._test_steps_left -= steps
+        return steps
 
     def _forward(self, x, y, sample_weight, training):
         """Return outputs, and sums and weights, float32 [1 + losses], of the additional and the compiled losses."""
@@ -508,13 +528,18 @@ class Model(keras.Model):
             count, _, report = tf.while_loop(goes_on, body, start)
             return count, logs(), report
 
-        if not self.run_eagerly:
-            on_batch = tf.function(on_batch, autograph=False, reduce_retracing=True)
-            on_iterator = tf.function(on_iterator, autograph=False, reduce_retracing=True)
+        def traced(function):
+            return function if self.run_eagerly else tf.function(function, autograph=False, reduce_retracing=True)
+
+        on_batch = traced(on_batch)
+        # TensorFlow takes a graph that was traced on endless data for one on data with an end, of which it then reads
+        # nothing.
+        on_iterators = {is_endless: traced(on_iterator) for is_endless in (False, True)}
 
         def function(iterator, steps):
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                count, *result = on_iterator(iterator, tf.constant(steps))
+                is_endless = not getattr(iterator, "_enable_get_next_as_optional", True)
+                count, *result = on_iterators[is_endless](iterator, tf.constant(steps))
                 if self.steps_per_execution > 1 and count == 0:
                     raise StopIteration
                 return result
@@ -574,24 +599,8 @@ def _batch_size(x):
     return tf.cast(tf.shape(first)[0], tf.float32)
 
 
-# Keras exports no name for the class of its functional models.
-_probe = keras.Input((), name="probe")
-_Functional = type(keras.Model(_probe, _probe, name="probe"))
-
-
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
-class FunctionalModel(Model, _Functional):
+class FunctionalModel(Model, NamedInputs):
     """The class of `Model(inputs, outputs)`; derive from it to write a subclass with functional construction."""
 
-    __init__ = _Functional.__init__
-
-    def call(self, inputs, training=None, mask=None, **kwargs):
-        """Keras's own, but a dict with entries that the model does not take is matched by name.
-
-        Keras matches it by position, with a mere warning: an encoder without segments would read the `segment_ids` of
-        its preprocessor as tokens.
-        """
-        taken = self.input
-        if isinstance(taken, dict) and isinstance(inputs, dict) and inputs.keys() > taken.keys():
-            inputs = {name: inputs[name] for name in taken}
-        return super().call(inputs, training=training, mask=mask, **kwargs)
+    __init__ = NamedInputs.__init__

@@ -13,6 +13,9 @@ import tensorflow as tf
 
 NO_WEIGHT_DECAY = ("bias$", "beta$", "gamma$", "scale$")
 
+# Least factor of a step that AdamW's kernel is told of, as a share of the root of their mean square: see `AdamW`.
+_LEAST_FACTOR = 0.1
+
 
 class PathwiseAdam(keras.optimizers.Optimizer):
     """What `AdamW`, `Lamb` and `Muon` share: means for every variable, and settings by patterns of its path.
@@ -54,6 +57,12 @@ class PathwiseAdam(keras.optimizers.Optimizer):
         """Make the means of every variable, and look up its settings."""
         if self.built:
             return
+        if half := [v for v in variables if v.dtype not in ("float32", "float64")]:
+            raise ValueError(
+                f"{type(self).__name__} needs variables of float32: in half precision a mean of squares stands still. "
+                f"Received: {half[0].path!r} of {half[0].dtype}. Compute in half precision under the policy "
+                "'mixed_bfloat16' or 'mixed_float16'."
+            )
         # Keras decays all variables by one rate. Here each has its own, so `update_step` decays it.
         self.exclude_from_weight_decay(var_list=variables)
         super().build(variables)
@@ -184,22 +193,33 @@ class AdamW(PathwiseAdam):
             self._scalars_of_step = None
 
     def _scalars(self, factor: tf.Tensor | float) -> dict[str, tf.Tensor]:
-        """Scalars of this step. The factors' means are kept without their bias, 1 - b^t, which needs all the digits."""
+        """Scalars of this step. The factors' means are kept without their bias, 1 - b^t, which needs all the digits.
+
+        The kernel gets 1 - b k_(t-1) / k_t as a float32, in steps of 6e-8. Of a factor far below the usual one, as that
+        of a gradient a hundred times as long, little would be left; such a one is taken for larger, and the gradients
+        are multiplied by the rest.
+        """
         step, written, factor = (tf.cast(x, tf.float64) for x in (self.iterations + 1, self.factor_step, factor))
         written = tf.minimum(written, step - 1.0)  # somebody may have set the iterations back
 
-        def means(beta, unbiased, factor):
-            beta = tf.constant(beta, tf.float64)
+        def decayed(beta, unbiased):
             kept = tf.pow(beta, step - 1.0 - written)  # through steps of the factor 1
-            decayed = beta * (1.0 - kept + kept * (1.0 - tf.pow(beta, written)) * tf.cast(unbiased, tf.float64))
+            return beta * (1.0 - kept + kept * (1.0 - tf.pow(beta, written)) * tf.cast(unbiased, tf.float64))
+
+        def means(beta, decayed, factor):
             mean = decayed + (1.0 - beta) * factor
             bias = 1.0 - tf.pow(beta, step)
             return decayed / mean, mean / bias, bias
 
-        beta_1, mean, _ = means(self.beta_1, self.mean_factor, factor)
-        beta_2, square_mean, bias = means(self.beta_2, self.square_mean_factor, factor**2)
+        betas = tf.unstack(tf.constant([self.beta_1, self.beta_2], tf.float64))
+        decayed_mean, decayed_square = map(decayed, betas, (self.mean_factor, self.square_mean_factor))
+        usual = tf.sqrt(tf.math.divide_no_nan(decayed_square, betas[1] - tf.pow(betas[1], step)))
+        taken = tf.maximum(factor, _LEAST_FACTOR * usual)
+        beta_1, mean, _ = means(betas[0], decayed_mean, taken)
+        beta_2, square_mean, bias = means(betas[1], decayed_square, taken**2)
         return {
             "factor": factor,
+            "rest": factor / taken,
             "beta1": beta_1,
             "beta2": beta_2,
             "rate": mean * tf.math.rsqrt(square_mean),
@@ -214,6 +234,8 @@ class AdamW(PathwiseAdam):
         if weight_decay:
             variable.assign_sub(variable * tf.cast(rate * weight_decay, dtype))
         scalars = self._scalars_of_step or self._scalars(1.0)
+        rest = scalars["rest"]
+        gradient = tf.cond(rest < 1.0, lambda: gradient * tf.cast(rest, dtype), lambda: gradient)
         zero = tf.zeros([], dtype)  # no bias is left to correct
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,

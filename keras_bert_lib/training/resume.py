@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, epochs_of_arrays
+from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, epochs_of_arrays
 from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
 from keras_bert_lib.training.step_report import fingerprint
 
@@ -50,8 +50,9 @@ class Resume(keras.callbacks.Callback):
     - Texts of a task, arrays and `PretrainingData` are shuffled by a seed that is saved, and are taken up at the next
       batch.
     - A `tf.data.Dataset` has to be made anew, and to give the same batches again: shuffle it with a `seed`, or call
-      `keras.utils.set_random_seed` first. The batches of the broken epoch that were trained on are read and dropped,
-      and it is an error if the last of them is another one than then.
+      `keras.utils.set_random_seed` first. The batches of the broken epoch that were trained on are read and dropped.
+
+    It is an error if the last batch that was trained on is another one than then.
 
     A checkpoint is one file that is written beside, renamed, and proves itself by a checksum; a damaged one is named in
     a warning and passed over. If the disk is full, training goes on and older checkpoints stay. SIGTERM saves at the
@@ -67,8 +68,8 @@ class Resume(keras.callbacks.Callback):
         keep: Number of checkpoints that stay, at least 2.
     Raises:
         ValueError: if `every` is not positive, if `keep` is below 2, if the directory is a URL, or, from `fit`, if the
-            checkpoint is of another model, or the data cannot be taken up again.
-        RuntimeError: from `fit`, if another run uses the directory.
+            checkpoint is of another model, none is whole, or the data cannot be taken up again.
+        RuntimeError: from `fit`, if another run uses the directory; on Windows, which has no `fcntl` to lock it by.
     Example:
     >>> import tempfile
     >>> from keras_bert_lib.training import Model
@@ -140,9 +141,10 @@ class Resume(keras.callbacks.Callback):
             data, dropped = _dataset(data, arguments.get("steps_per_epoch"), epoch, step)
             return arguments | {"x": data}, step, dropped
         data.seed = start.facts["seed"] if start else data.seed
-        arguments = arguments | _epochs(model, arguments, epoch, step)
+        dropped = int(step > 0)  # the last batch that was trained on, to see that it is the same
+        arguments = arguments | _epochs(model, arguments, epoch, step - dropped)
         self._seed, self._identity = data.seed, data.identity
-        return arguments, step, 0
+        return arguments, step, dropped
 
     def _on_sigterm(self, signum, frame):
         self._terminated = True
@@ -280,9 +282,9 @@ def _drop(model, count: int, start: Checkpoint | None, iterator) -> None:
     share = keras.tree.map_structure(lambda v: strategy.experimental_local_results(v)[0], last)
     if int(fingerprint(keras.utils.unpack_x_y_sample_weight(share)[0])) != start.facts["fingerprint"]:
         raise ValueError(
-            "The dataset gives other batches than in the run that is to be resumed, which cannot go on as if it had "
-            "not been stopped. Make the dataset anew for each call of fit, and shuffle with a `seed`, or call "
-            "keras.utils.set_random_seed before it is made."
+            "The data give other batches than in the run that is to be resumed, which cannot go on as if it had not "
+            "been stopped. Pass the same texts or arrays in batches of the same size. A tf.data.Dataset must be made "
+            "anew for each call of fit, and shuffle with a `seed`, or after keras.utils.set_random_seed."
         )
 
 
@@ -349,8 +351,9 @@ def _dataset(data: tf.data.Dataset, per_epoch: int | None, epoch: int, step: int
         dropped += step
     for _ in range(iterators):
         iter(data)
-    if per_epoch is not None and count is None:
-        return data, dropped
+    if per_epoch is not None:
+        # Of a finite one Keras counts the batches itself, and does not know of those that were dropped.
+        return (endless(data) if count else data), dropped
     # Keras makes iterators that it never reads. Behind a flat_map they draw no seed.
     read = tf.data.Dataset.range(1).flat_map(lambda _: data)
     if count:

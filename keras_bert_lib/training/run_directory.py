@@ -59,8 +59,12 @@ class RunDirectory:
             RuntimeError: if another run has it.
         NotADirectoryError: if it is a file.
         """
-        import fcntl  # not on Windows
-
+        try:
+            import fcntl
+        except ImportError:
+            raise RuntimeError(
+                "A run locks its directory by `fcntl`, which Windows does not have. Train there without Resume."
+            ) from None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -122,18 +126,33 @@ class RunDirectory:
         return True
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole. One that is damaged is named in a warning, and set aside."""
+        """The newest checkpoint that is whole. One that is damaged is named in a warning, and set aside.
+
+        Raises:
+            ValueError: if there are checkpoints, and none is whole.
+            OSError, MemoryError: if one cannot be read, whether it is whole or not.
+        """
+        from safetensors import SafetensorError
+
+        damaged = {}
         for path in reversed(self._files()):
             try:
-                return _read(path)
-            except Exception as error:  # whatever a damaged file makes of its reader
-                warnings.warn(
-                    f"The checkpoint {path} is damaged and is passed over: {type(error).__name__}: {error}.",
-                    stacklevel=2,
+                found = _read(path)
+                break
+            except (SafetensorError, ValueError, KeyError, TypeError) as error:  # what damage makes of the reader
+                damaged[path] = f"{type(error).__name__}: {error}"
+        else:
+            if damaged:
+                what = "".join(f"\n  {path.name}: {error}" for path, error in damaged.items())
+                raise ValueError(
+                    f"No checkpoint in {self.path} is whole:{what}\nCopy one back, or delete them to start anew."
                 )
-                if self._lock is not None:
-                    path.replace(path.with_suffix(".damaged"))
-        return None
+            return None
+        for path, error in damaged.items():
+            warnings.warn(f"The checkpoint {path} is damaged and is passed over: {error}.", stacklevel=2)
+            if self._lock is not None:
+                path.replace(path.with_suffix(".damaged"))
+        return found
 
     def _files(self) -> list[pathlib.Path]:
         return sorted(self.path.glob(_PATTERN))
@@ -142,6 +161,8 @@ class RunDirectory:
 def _read(path: pathlib.Path) -> Checkpoint:
     from safetensors import safe_open
 
+    if not path.stat().st_size:
+        raise ValueError("it is empty")
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -146,6 +146,7 @@ def test_config_round_trip(tokenizer):
         (("a", ["b"]), "same length. Received: a single text first and 1 texts second"),
         ((["a"],), r"must be a pair \(first, second\)\. Received a tuple of 1"),
         ((["a"], ["b"], ["c"]), "Received a tuple of 3; a batch is a list"),
+        ([tf.constant("a"), tf.constant("b")], r"`texts` must hold strings only.* at position 0"),
     ],
 )
 def test_what_is_not_texts_is_refused(preprocessor, texts, message):

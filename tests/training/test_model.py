@@ -196,6 +196,43 @@ def test_an_epoch_of_an_endless_dataset_has_the_steps_that_were_asked_for(scope)
     assert model.optimizer.iterations.numpy() == 12  # stock Keras makes 16
 
 
+@pytest.mark.parametrize("repeat", [1, 2, None])
+def test_epochs_of_one_dataset_have_the_steps_that_were_asked_for(scope, repeat):
+    dataset = tf.data.Dataset.from_tensor_slices((TOKENS, LABELS)).batch(5).repeat(repeat)  # 6 batches
+    with scope:
+        model = functional()
+        model.compile(keras.optimizers.SGD(0.1), crossentropy(), steps_per_execution=4)
+    model.fit(dataset, epochs=3, steps_per_epoch=6, shuffle=False, verbose=0)
+    assert model.optimizer.iterations.numpy() == 18
+
+
+def test_an_evaluation_has_the_steps_that_were_asked_for(scope):
+    dataset = tf.data.Dataset.from_tensor_slices((TOKENS, LABELS)).batch(5).repeat()
+    with scope:
+        model = functional()
+        model.compile(keras.optimizers.SGD(0.0), crossentropy(), steps_per_execution=4)
+    expected = each_loss(model).mean()
+    assert model.evaluate(dataset, steps=6, verbose=0) == pytest.approx(expected, rel=1e-5)  # all, each once
+    history = model.fit(
+        dataset, epochs=2, steps_per_epoch=6, validation_data=dataset, validation_steps=6, shuffle=False, verbose=0
+    ).history
+    assert history["val_loss"] == pytest.approx([expected] * 2, rel=1e-5)
+    assert model.evaluate(TOKENS, LABELS, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_frozen_weights_are_not_moved_back_and_forth(monkeypatch):
+    """Only statistics, which a step moves itself, are put back where it is left out."""
+    x = keras.Input((3,))
+    frozen = keras.layers.Dense(4, trainable=False)
+    model = Model(x, keras.layers.Dense(1)(keras.layers.BatchNormalization()(frozen(x))))
+    model.compile("sgd", "mse")
+    kept = []
+    identity = tf.identity
+    monkeypatch.setattr(tf, "identity", lambda value, name=None: kept.append(value.shape) or identity(value, name))
+    model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)
+    assert (3, 4) not in [tuple(shape) for shape in kept] and (4,) in [tuple(shape) for shape in kept]
+
+
 def test_a_loss_without_a_name():
     model = functional()
     model.compile("sgd", lambda y, y_pred: keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))

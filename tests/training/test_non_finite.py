@@ -78,7 +78,8 @@ def test_the_loss_the_step_and_the_cause_are_named(scope, data, cause):
 def test_weights_that_are_not_finite_are_named():
     model = compiled()
     kernel, bias = model.get_weights()
-    model.set_weights([poisoned(kernel.reshape(3, 1)[[0] * 7])[4:], bias])
+    kernel[1] = np.nan
+    model.set_weights([kernel, bias])
     with pytest.raises(
         FloatingPointError, match=r"update 0: loss is nan\. These weights are not finite: scores/kernel\."
     ):
@@ -136,7 +137,7 @@ def test_large_gradients_in_float16_are_finite():
     assert 256 < float(model.step_report.gradient_norm) < np.inf
 
 
-def test_parts_of_the_data_may_be_none_or_sparse():
+def test_parts_of_the_data_may_be_none():
     a = keras.Input((3,), name="a")
     model = Model({"a": a, "b": keras.Input((1,), name="b", optional=True)}, keras.layers.Dense(1)(a))
     model.compile("sgd", "mse")

@@ -51,6 +51,37 @@ def test_divided_gradients_give_the_updates_of_smaller_ones(scale):
         np.testing.assert_allclose(true_mean, stock._momentums[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("divisors", [[1, 1, 1000, 1, 1, 1], [1, 1, 2**15, 2**15, 2**15]], ids=["outlier", "scale"])
+def test_a_divisor_far_above_the_others_loses_no_square(divisors):
+    """A row of a table that only such a step touches has no squares of other steps to hide behind."""
+    ours, theirs = ([keras.Variable(np.ones((2, 8), "float32"), name="embeddings")] for _ in range(2))
+    stock = keras.optimizers.AdamW(1e-2, weight_decay=0.0, epsilon=1e-9)
+    optimizer = AdamW(1e-2, weight_decay=0.0, epsilon=1e-9)
+    optimizer.build(ours)
+
+    @tf.function
+    def step(gradient, divisor):
+        with optimizer.divide_gradients(divisor):
+            optimizer.update_step(gradient, ours[0].value, tf.constant(1e-2))
+
+    rng = np.random.default_rng(1)
+    for divisor in map(float, divisors):
+        rows = [[1.0], [float(divisor > 1)]]  # the second row has a gradient in the steps that are divided
+        gradient = tf.constant((rng.uniform(0.5, 1.0, size=(2, 8)) * rows).astype("float32"))
+        step(gradient, tf.constant(divisor, tf.float32))
+        optimizer.iterations.assign_add(1)
+        stock.apply([gradient / divisor], theirs)
+        np.testing.assert_allclose(ours[0].numpy(), theirs[0].numpy(), rtol=0, atol=1e-4)
+    assert abs(theirs[0][1, 0] - 1.0) > 1e-2
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Lamb])
+def test_variables_in_half_precision_are_refused(optimizer):
+    variable = keras.Variable(np.ones(3, "float32"), dtype="bfloat16", name="gamma")
+    with pytest.raises(ValueError, match=r"needs variables of float32.*Received: 'gamma' of bfloat16"):
+        optimizer(0.1).build([variable])
+
+
 def test_biases_and_norms_are_not_decayed():
     variables = variables_like_bert()
     before = [v.numpy() for v in variables]

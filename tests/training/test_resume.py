@@ -171,9 +171,28 @@ def test_a_dataset_in_another_order_is_noticed(tmp_path):
             model.fit(dataset, shuffle=False, verbose=0, callbacks=callbacks)
 
     run(seed=1, last=4)
-    with pytest.raises(ValueError, match="The dataset gives other batches than in the run that is to be resumed"):
+    with pytest.raises(ValueError, match="The data give other batches than in the run that is to be resumed"):
         run(seed=2)
     run(seed=1)
+
+
+@pytest.mark.parametrize("changed", ["rows", "batch size"])
+def test_other_arrays_are_noticed(tmp_path, changed):
+    with pytest.raises(KeyboardInterrupt):
+        fit_rows(deep_model(), tmp_path, KillAt(2), batch_size=6)
+    rows, size = {"rows": (-ROWS, 6), "batch size": (ROWS[:20], 5)}[changed]
+    with pytest.raises(ValueError, match=r"The data give other batches.* Pass the same texts or arrays in batches of"):
+        fit_rows(deep_model(), tmp_path, x=rows, y=rows[:, ::-1], batch_size=size)
+
+
+def test_several_inputs_and_outputs_may_come_in_lists(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input((2,)), keras.Input((2,))]
+    model = Model(inputs, [keras.layers.Dense(2)(x) for x in inputs])
+    model.compile("sgd", ["mse", "mse"])
+    expected = model.evaluate([ROWS, -ROWS], [ROWS, ROWS], verbose=0)
+    history = model.fit([ROWS, -ROWS], [ROWS, ROWS], verbose=0, batch_size=24, callbacks=[Resume(tmp_path)]).history
+    np.testing.assert_allclose(history["loss"], expected[:1], rtol=1e-6)
 
 
 def deep_model(**compile_arguments):
@@ -316,6 +335,43 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
         assert key == (0, int(re.search("[0-9]+", before.stem)[0]))
         assert values == whole.losses[key]
         newest.write_bytes(contents)
+
+
+def test_a_run_does_not_start_anew_where_all_checkpoints_are_damaged(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train("dataset", tmp_path, [Interrupt(at=[8])])
+    files = sorted(tmp_path.glob("*.safetensors"))
+    contents = [file.read_bytes() for file in files]
+    for file, damaged in zip(files, (b"", contents[1][:-9]), strict=True):
+        file.write_bytes(damaged)
+    with pytest.raises(
+        ValueError, match=rf"(?s)No checkpoint in .* is whole:.*{files[0].name}.*it is empty\nCopy one back"
+    ):
+        train("dataset", tmp_path, [])
+    files[0].write_bytes(contents[0])
+    with pytest.warns(UserWarning, match=rf"{files[1].name} is damaged"):
+        train("dataset", tmp_path, [])
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train("dataset", tmp_path, [Interrupt(at=[8])])
+    files = sorted(tmp_path.iterdir())
+
+    def fails(*args, **kwargs):
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.safe_open", fails)
+        with pytest.raises(OSError, match="too many open files"):
+            train("dataset", tmp_path, [])
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_without_locks_there_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(RuntimeError, match="by `fcntl`, which Windows does not have"):
+        RunDirectory(tmp_path).lock()
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

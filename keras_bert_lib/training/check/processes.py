@@ -90,7 +90,7 @@ def cluster_environments(count: int) -> Iterator[dict[str, str]]:
 def _collect(job, folder, workers, on_answer):
     answers, deadline = [], time.monotonic() + PATIENCE
     while len(answers) < len(job.items):
-        ended = any(worker.poll() is not None for worker in workers)  # asked before the last lines are read
+        ended = all(worker.poll() is not None for worker in workers)  # asked before the last lines are read
         lines = [_complete_lines(folder / f"{index}.jsonl") for index in range(len(workers))]
         new = min(map(len, lines))
         for of_workers in list(zip(*lines, strict=False))[len(answers) : new]:
@@ -101,7 +101,7 @@ def _collect(job, folder, workers, on_answer):
             break
         if time.monotonic() > deadline:
             return answers, f"no answer within {PATIENCE:.0f} s"
-        if ended and new == len(answers) and all(worker.poll() is not None for worker in workers):
+        if ended and new == len(answers):
             return answers, _last_words(folder, workers)
         time.sleep(0.1)
     return answers, ""

@@ -115,7 +115,7 @@ def _equality_row(where, ours, stock, floors):
     differences = []
     for what, bound in zip(("loss", "weights"), BOUNDS[where["policy"]], strict=True):
         largest = max((result.answer[what] for result in ours if what in result.answer), default=float("nan"))
-        floor = floors[where["model"], where["policy"]][what]
+        floor = floors[where["model"], where["policy"]].get(what, float("nan"))  # none of a task that failed
         differences.append(f"{largest:.1e} ({bound:.0e}; {floor:.1e})")
     entries = (STRATEGIES[where["strategy"]], MODELS[where["model"]], where["policy"], f"{len(equal)} of {len(ours)}")
     return Row(len(equal) == len(ours), (*entries, *differences, *_stock_entries(stock)))
