@@ -32,8 +32,11 @@ class Client:
     """Asks one model of TF Serving, or of `kbl.server.Server`.
 
     Texts go out in batches, several at a time, and come back in their order. Only UNAVAILABLE is tried again: no server
-    there, or one that is starting or going. Every other error would be the same the second time. A client may be shared
-    by threads and by event loops; its requests run in a thread of its own.
+    there, or one that is starting or going, or whose queue is full. Every other error would be the same the second
+    time. A client may be shared by threads and by event loops; its requests run in a thread of its own.
+
+    It speaks Predict, without TLS over gRPC, and sends no headers: for Classify and Regress, credentials and labels of
+    versions there are the stubs of `tensorflow-serving-api`.
 
     Args:
         url: "grpc://host:8500" or "http://host:8501"; "https://" works too.

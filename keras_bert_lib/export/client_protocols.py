@@ -46,7 +46,10 @@ _ADVICE = {
     "INVALID_ARGUMENT": _INPUTS,
     "NOT_FOUND": "Check the names of `model` and `version` against what the server serves.",
     "RESOURCE_EXHAUSTED": "Send fewer rows a request (`batch_size`) or fewer requests at a time (`in_flight`).",
-    "UNAVAILABLE": "Check that a server listens there, and that the port is the one of this protocol.",
+    "UNAVAILABLE": (
+        "Check that a server listens there, and that the port is the one of this protocol. If its queue is full: send "
+        "fewer requests at a time (`in_flight`), or give it more threads."
+    ),
 }
 
 

@@ -20,7 +20,7 @@ _CARD = """\
 # {name}
 
 Exported by keras_bert_lib {version} with TensorFlow {tensorflow} and Keras {keras}. {parameters:,} parameters, files
-of {bytes:,} bytes. Computes in {precision}{difference}. Runs on TF Serving {server} and newer.
+of {bytes:,} bytes. Computes in {precision}{difference}. Runs on TF Serving {server} and newer{cpus}.
 {figures}
 ## Signatures
 
@@ -28,8 +28,8 @@ of {bytes:,} bytes. Computes in {precision}{difference}. Runs on TF Serving {ser
 |---|---|---|---|---|
 {signatures}
 
-`S` is the number of tokens. The batch, `B`, is free. Where `S` is free, too, all rows of a request are as wide as its
-longest; requests of unequal width cannot share a batch of the server, so that strings are what to send it.
+The batch, `B`, is free; `S` is the number of tokens{letters}. Where `S` is free, too, requests of unequal width that
+meet in a batch of the server fail together: send strings, or token ids of one width{tokenized}.
 
 ## Serve it
 
@@ -56,6 +56,11 @@ two flags above, `assets.extra/model.config` is a sample for a server of several
 {checksums}
 ```
 """
+
+
+_LETTERS = {"M": "masked positions", "P": "sequences in a row"}
+_SECOND_AXES = {"mask_positions": "M", "masked_lm": "M", "first_positions": "P", "next_sentence": "P"}
+_INT8_CPUS = ", on x86 CPUs with AVX512-VNNI, bfloat16 or AMX, where oneDNN is on"
 
 
 def write_model_card(
@@ -88,6 +93,7 @@ def write_model_card(
         f"{_listed(outputs[key].values())} | {contract.signatures[key]} |"
         for key, signature in signatures.items()
     ]
+    all_rows = "\n".join(rows)
     server = max(contract.signatures.values(), key=lambda version: [int(part) for part in version.split(".")])
     figures = "".join(f"\n| {metric} | {value:.4g} |" for metric, value in metrics.items())
     card = _CARD.format(
@@ -96,13 +102,18 @@ def write_model_card(
         tensorflow=tf.__version__,
         keras=keras.__version__,
         precision=precision,
+        letters="".join(
+            f", `{letter}` that of {what}" for letter, what in _LETTERS.items() if f", {letter}" in all_rows
+        ),
+        tokenized=", as `tokenize` answers them" if "tokenize" in signatures else "",
+        cpus=_INT8_CPUS if "_QuantizedMatMul" in contract.ops else "",
         difference="" if difference is None else f", up to {difference:.1e} from its answers in float32",
         parameters=parameters,
         bytes=sum(path.stat().st_size for path in files),
         server=server,
         image=f"{server}.0",
         figures=f"\n| figure | value |\n|---|---:|{figures}\n" if metrics else "",
-        signatures="\n".join(rows),
+        signatures=all_rows,
         request=json.dumps({"instances": [_instance(signatures["serving_default"].specs)]}),
         checksums="\n".join(f"{_sha256(path)}  {path.relative_to(directory).as_posix()}" for path in files),
     )
@@ -114,7 +125,7 @@ def _listed(specs: Sequence[tf.TensorSpec]) -> str:
 
 
 def _shape(spec: tf.TensorSpec) -> str:
-    letters = ["B", "S", *["?"] * 8]
+    letters = ["B", _SECOND_AXES.get(spec.name, "S"), *["?"] * 8]
     return f"[{', '.join(letters[i] if size is None else str(size) for i, size in enumerate(spec.shape))}]"
 
 

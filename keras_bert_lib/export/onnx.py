@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from keras_bert_lib._version import __version__
 from keras_bert_lib.export.precision import computing
-from keras_bert_lib.layers import LayerNorm, RemovePadding, RestorePadding, TokenLayout, TransformerEmbeddings
+from keras_bert_lib.export.signatures import taken
+from keras_bert_lib.layers import LayerNorm, RestorePadding, TokenLayout, TransformerEmbeddings
 
 # What the second axis of each input is called; the first is the batch.
 _AXES = {"token_ids": "sequence", "segment_ids": "sequence", "padding_mask": "sequence", "mask_positions": "masked"}
@@ -291,13 +292,16 @@ def _on_all_positions(model: keras.Model, features: Any) -> Any:
         if isinstance(op, TokenLayout):
             # The nodes of the graph name each entry: all of them become the mask.
             return lambda mask: dict.fromkeys(op.compute_output_shape((None, None)), mask)
-        if isinstance(op, RemovePadding):
-            return lambda inputs, layout: inputs
         if isinstance(op, RestorePadding):
-            return lambda inputs, layout: tf.where(_mask(layout)[:, :, tf.newaxis] > 0, inputs, 0.0)
+            return _without_padding
         if hasattr(op, "_run_through_graph"):  # a functional model
             return lambda inputs, *args, **kwargs: _on_all_positions(op, inputs)
         return functools.partial(_call, op)
+
+    def _without_padding(inputs, layout):
+        if "padding_mask" in layout:  # the model itself keeps what stands there
+            return inputs
+        return tf.where(_mask(layout)[:, :, tf.newaxis] > 0, inputs, 0.0)
 
     def _call(op, *args, layout=None, **kwargs):
         return op(*args, **kwargs) if layout is None else op(*args, layout={"padding_mask": _mask(layout)}, **kwargs)
@@ -305,10 +309,8 @@ def _on_all_positions(model: keras.Model, features: Any) -> Any:
     def _mask(layout):
         return next(iter(layout.values()))
 
-    if isinstance(model.input, dict) and isinstance(features, dict):
-        features = {name: features[name] for name in model.input}
     # Keras has no public way to run the graph of a model with other operations.
-    return model._run_through_graph(model._standardize_inputs(features), operation)
+    return model._run_through_graph(model._standardize_inputs(taken(model, features)), operation)
 
 
 @contextlib.contextmanager

@@ -142,13 +142,14 @@ def saved_model(
                 raise ValueError(f"TF Serving cannot run this model, so nothing was written: {problems}.")
             if process is not None:
                 check_answers(process, partial, expected, tolerance)
+            outputs = {name: _named(function.structured_outputs) for name, function in traced.items()}
             with version.write_errors(size):
-                write_server_files(partial, version.model_folder.name, signatures, texts, batch_sizes)
+                write_server_files(partial, version.model_folder.name, signatures, outputs, texts, batch_sizes)
                 write_model_card(
                     partial,
                     version.model_folder.name,
                     signatures,
-                    {name: _named(function.structured_outputs) for name, function in traced.items()},
+                    outputs,
                     contract,
                     model.count_params(),
                     precision,

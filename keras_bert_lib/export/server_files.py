@@ -19,15 +19,21 @@ MOST_RECORDS = 1_000  # with one more TF Serving does not load the model
 _BATCHING = """\
 # Read from here by a server with --enable_batching --enable_per_model_batching_parameters. Of a model that computes on
 # real tokens alone a batch of any size costs what it holds, so there are no allowed_batch_sizes: they are filled up.
-max_batch_size {{ value: {largest_request} }}
-enable_large_batch_splitting {{ value: true }}
-max_execution_batch_size {{ value: {batch_size} }}
+{sizes}
 batch_timeout_micros {{ value: 2000 }}
 max_enqueued_batches {{ value: 100 }}
 # Never true: it fills up with an input's first element, so that [CLS] and a mask of 1 would stand where padding is.
 pad_variable_length_inputs: false
 """
 _LARGEST_REQUEST = 1_024
+_SPLIT = """\
+max_batch_size {{ value: {largest_request} }}
+enable_large_batch_splitting {{ value: true }}
+max_execution_batch_size {{ value: {batch_size} }}"""
+_WHOLE = """\
+# A server that splits a request ends where the answers to its parts differ in width, as those of {signatures} do.
+max_batch_size {{ value: {batch_size} }}
+enable_large_batch_splitting {{ value: false }}"""
 
 _MODEL_CONFIG = """\
 # For a server of several models: tensorflow_model_server --model_config_file=/models/model.config
@@ -45,6 +51,7 @@ def write_server_files(
     directory: pathlib.Path,
     name: str,
     signatures: Mapping[str, Signature],
+    outputs: Mapping[str, Mapping[str, tf.TensorSpec]],
     texts: Sequence[str],
     batch_sizes: Sequence[int],
 ) -> None:
@@ -54,17 +61,32 @@ def write_server_files(
         directory: Folder of the SavedModel.
         name: Of the model, as the server will know it.
         signatures: All that is warmed up.
+        outputs: For each the names and specs of its outputs.
         texts: What the requests ask; the last one is long, and in all of them.
         batch_sizes: One request each for every signature.
     References: tensorflow/serving g3doc `saved_model_warmup.md`, `serving_config.md`.
     """
     (directory / WARM_UP).parent.mkdir(exist_ok=True)
     (directory / MODEL_CONFIG).write_text(_MODEL_CONFIG.format(name=name), encoding="utf-8")
-    batching = _BATCHING.format(largest_request=max(_LARGEST_REQUEST, *batch_sizes), batch_size=max(batch_sizes))
-    (directory / BATCHING).write_text(batching, encoding="utf-8")
+    (directory / BATCHING).write_text(_batching(signatures, outputs, max(batch_sizes)), encoding="utf-8")
     with tf.io.TFRecordWriter(str(directory / WARM_UP)) as writer:
         for record in _warm_up_records(name, signatures, texts, batch_sizes):
             writer.write(record.SerializeToString())
+
+
+def _batching(signatures: Mapping[str, Signature], outputs, batch_size: int) -> str:
+    of_own_width = [
+        f"`{name}`"
+        for name, signature in signatures.items()
+        if all(spec.dtype == tf.string for spec in signature.specs)
+        and any(None in output.shape[1:] for output in outputs[name].values())
+    ]
+    sizes = (_WHOLE if of_own_width else _SPLIT).format(
+        batch_size=batch_size,
+        largest_request=max(_LARGEST_REQUEST, batch_size),
+        signatures=", ".join(of_own_width),
+    )
+    return _BATCHING.format(sizes=sizes)
 
 
 def checked_batch_sizes(batch_sizes: Sequence[int]) -> list[int]:

@@ -39,8 +39,11 @@ _TEXT_OPS = frozenset(
 _GRAPH_OPS = frozenset({"_QuantizedMatMul"})
 _PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 # A server runs what it is told to: a model of a stranger could read its files and write them, or call other machines.
-# By word, so that an op that nobody thought of is caught, too.
-_OUTSIDE = re.compile("File|Reader|Dataset|Save|Restore|Checkpoint|Remap|Summary|Event|Print|Debug|Rpc|Send|Recv")
+# By word, and by name where a path is an attribute of an op whose name does not tell.
+_OUTSIDE = re.compile(
+    "File|Reader|Dataset|Save|Restore|Checkpoint|Remap|Summary|Event|Print|Debug|Rpc|Send|Recv|Collective"
+    "|^(Abort|DecodeProtoV2|EncodeProto|FixedUnigramCandidateSampler|ImmutableConst|RecordInput)$"
+)
 # What writes and reads a model's own variables, in the functions that are named as the saver's.
 _SAVER_OPS = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
 _VOCABULARY_OPS = frozenset({"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"})
@@ -116,9 +119,9 @@ def read_meta_graph(directory: str | pathlib.Path):
     except DecodeError:
         raise ValueError(f"{str(file)!r} is damaged: it is not a SavedModel. Export or copy it again.") from None
     for meta_graph in saved_model.meta_graphs:
-        if tf.saved_model.SERVING in meta_graph.meta_info_def.tags:
+        if set(meta_graph.meta_info_def.tags) == {tf.saved_model.SERVING}:  # as the loader chooses
             return meta_graph
-    raise ValueError(f'{str(file)!r} has no graph with the tag "serve", which is what TF Serving loads.')
+    raise ValueError(f'{str(file)!r} has no graph with the one tag "serve", which is what TF Serving loads.')
 
 
 def _least_version(op: str) -> str | None:
@@ -173,12 +176,13 @@ def _outside(meta_graph) -> set[str]:
     assets = {asset.tensor_info.name.split(":")[0] for asset in meta_graph.asset_file_def}
     saver = meta_graph.saver_def
     names = {saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name}
+    asked = [node for s in meta_graph.signature_def.values() for node in _reached(s.outputs.values(), graph, functions)]
     of_saver = {function for node in graph.node if node.name in _bare(names) for function in _functions_in(node)}
     of_saver = _with_callers(of_saver, functions, up=False)
     of_tables = _with_callers(
         {name for name, f in functions.items() if any(node.op in _VOCABULARY_OPS for node in f.node_def)}, functions
     )
-    found = set()
+    found = {node.op for node in asked if node.op in _SAVER_OPS}
     for name, function in functions.items():
         for node in function.node_def:
             if node.op in _VOCABULARY_OPS or not _OUTSIDE.search(node.op):

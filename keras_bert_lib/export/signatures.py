@@ -76,6 +76,9 @@ def signatures_of(
     def features_of(*texts):
         return preprocessor(texts if pairs else texts[0])
 
+    def ids_of(*texts):
+        return _as_wide_as_any(features_of(*texts), preprocessor)
+
     def texts_of(texts: Sequence[str]) -> Tensors:
         return {name: tf.constant([*texts[i:], *texts[:i]], tf.string) for i, name in enumerate(names)}
 
@@ -94,13 +97,13 @@ def signatures_of(
     if token_specs is not None and {spec.name for spec in token_specs} - example.keys():
         # A pretrainer is also asked where its masks are, which no text says.
         by_ids = _of_token_ids(compute, token_specs, made_up)
-        return {"serving_default": by_ids, "tokenize": Signature(features_of, text_specs, texts_of)}
+        return {"serving_default": by_ids, "tokenize": Signature(ids_of, text_specs, texts_of)}
     shapes = tf.nest.map_structure(lambda output: output.shape, compute(example))
     answers = shapes["answers"]
     found = {"serving_default": of_texts(lambda outputs: outputs["answers"])}
     if token_specs is not None:
         found["token_ids"] = _of_token_ids(compute, token_specs, lambda texts: features_of(*texts_of(texts).values()))
-        found["tokenize"] = Signature(features_of, text_specs, texts_of)
+        found["tokenize"] = Signature(ids_of, text_specs, texts_of)
     if shapes["embedding"]:
         found["embed"] = of_texts(lambda outputs: outputs["embedding"])
     if "probabilities" in answers and answers["probabilities"].rank == 2:
@@ -118,7 +121,7 @@ def _all_outputs(model: keras.Model) -> Callable[[Any], dict[str, Tensors]]:
     if not hasattr(model, "serving_outputs"):
 
         def compute(features):
-            outputs = model(features, training=False)
+            outputs = model(taken(model, features), training=False)
             if not isinstance(outputs, dict):
                 outputs = dict(zip(model.output_names, tf.nest.flatten(outputs), strict=True))
             per_token = {name: output for name, output in outputs.items() if name == "sequence_output"}
@@ -136,12 +139,18 @@ def _all_outputs(model: keras.Model) -> Callable[[Any], dict[str, Tensors]]:
         whole = keras.Model(model.input, {"outputs": model.output, "embedding": model.embedding})
 
         def compute(features):
-            # An encoder without segments leaves out what the preprocessor makes for others.
-            computed = whole({name: features[name] for name in model.input}, training=False)
+            computed = whole(taken(model, features), training=False)
             answers = _answers(model, computed["outputs"])
             return _in_float32({"answers": answers, "per_token": {}, "embedding": {"embedding": computed["embedding"]}})
 
     return compute
+
+
+def taken(model: keras.Model, features: Any) -> Any:
+    """What the model takes of a dict: an encoder without segments leaves out what the preprocessor makes for others."""
+    takes = getattr(model, "input", None)  # only a functional model has it
+    by_name = isinstance(takes, dict) and isinstance(features, dict)
+    return {name: features[name] for name in takes} if by_name else features
 
 
 def _answers(task: keras.Model, logits: tf.Tensor) -> Tensors:
@@ -200,6 +209,25 @@ def _of_token_ids(compute: Callable, specs: list[tf.TensorSpec], features_of: Ca
         return {spec.name: _as_wide(features[spec.name], spec.shape[1]) for spec in specs}
 
     return Signature(answer, specs, inputs_of)
+
+
+def _as_wide_as_any(features: Tensors, preprocessor: Any) -> Tensors:
+    """Features of the width of the longest text that there can be, where the preprocessor tells it.
+
+    A server may cut a request in parts, or put several together: answers that are as wide as the longest text beside
+    them fit neither each other nor the request that asks by them.
+    """
+    width = getattr(preprocessor, "max_sequence_length", None)
+    if width is None or getattr(preprocessor, "sequence_length", None) is not None:
+        return features
+    tokenizer = preprocessor.tokenizer
+    padding = {"token_ids": tokenizer.token_to_id(tokenizer.pad_token)}
+
+    def widened(name, values):
+        values = tf.pad(values, [[0, 0], [0, width - tf.shape(values)[1]]], constant_values=padding.get(name, 0))
+        return tf.ensure_shape(values, [None, width])
+
+    return {name: widened(name, values) for name, values in features.items()}
 
 
 def _as_wide(ids: tf.Tensor, width: int | None) -> tf.Tensor:

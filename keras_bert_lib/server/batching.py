@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -29,7 +30,7 @@ class Batching:
         allowed_rows: Rows that a batch may have, increasing, the last equal to `rows`. A smaller batch is filled up
             with copies of its last row, whose answers are dropped. `None` allows all.
         threads: Batches computed at once.
-        queue_requests: Requests that may wait. The next is refused at once with RESOURCE_EXHAUSTED.
+        queue_requests: Requests that may wait. The next is refused at once with UNAVAILABLE, as TF Serving does.
         queue_rows: Rows that may wait.
     Raises:
         ValueError: if a number is out of its range.
@@ -59,7 +60,7 @@ class Batching:
 
 @dataclasses.dataclass(eq=False)
 class _Task:
-    """A request in the queue. Cancelling `future` takes it out."""
+    """A request in the queue. Cancelling `future` keeps it from being computed."""
 
     signature: Signature
     arrays: Arrays
@@ -106,8 +107,7 @@ class Batcher:
         Returns:
             All outputs, with the rows of this request.
         Raises:
-            RequestError: RESOURCE_EXHAUSTED if the queue is full, DEADLINE_EXCEEDED if the time is over, UNAVAILABLE
-                if the server ends.
+            RequestError: UNAVAILABLE if the queue is full or the server ends, DEADLINE_EXCEEDED if the time is over.
             Exception: what the run raised.
         """
         task = _Task(signature, arrays, *_rows_and_key(signature, arrays), deadline, wanted)
@@ -119,7 +119,7 @@ class Batcher:
                 self._queue and queued + task.rows > self._batching.queue_rows
             ):
                 raise RequestError(
-                    Code.RESOURCE_EXHAUSTED,
+                    Code.UNAVAILABLE,
                     f"The batch scheduling queue is full: {len(self._queue)} requests, {queued} rows. Try again later.",
                 )
             self._queue.append(task)
@@ -128,6 +128,8 @@ class Batcher:
             return task.future.result(timeout=max(deadline - time.monotonic(), 0.0))
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             task.future.cancel()
+            with self._changed, contextlib.suppress(ValueError):  # a thread has taken it already
+                self._queue.remove(task)  # others may have its place
             raise RequestError(Code.DEADLINE_EXCEEDED, "The deadline passed before the answer was there.") from None
 
     def close(self) -> None:

@@ -131,11 +131,15 @@ def _array(name: str, message: tensor_pb2.TensorProto, limits: Limits) -> np.nda
     try:
         # A tensor of one value and a huge shape stands for that many copies: a few bytes would fill the memory.
         dtype = tf.dtypes.as_dtype(message.dtype)
-        width = max(map(len, message.string_val), default=0) + 8 if dtype == tf.string else max(dtype.size, 1)
         count = 1
         for size in sizes:
             count *= max(size, 1)
-        if count * width > max(limits.request_bytes, 16):
+        if dtype == tf.string:
+            lengths = [len(text) for text in message.string_val] or [0]
+            unfolded = sum(lengths) + (count - len(lengths)) * lengths[-1] + 8 * count  # the last one is copied
+        else:
+            unfolded = count * max(dtype.size, 1)
+        if unfolded > max(limits.request_bytes, 16):
             most = f"{limits.request_bytes} bytes that a request may have"
             raise invalid(f"Input {name!r} unfolds to more than the {most}.")
         array = tf.make_ndarray(message)

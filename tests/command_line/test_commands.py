@@ -274,7 +274,7 @@ def test_ask_answers_as_predict_does(folder, server, predicted, scheme):
     for one, other in zip(asked, predicted, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
     [answer] = objects(run("ask", url, "films", "a gem", "--signature", "tokenize", "--version", 1))
-    assert answer["token_ids"] == [2, 5, 11, 3]
+    assert answer["token_ids"][:4] == [2, 5, 11, 3] and not any(answer["token_ids"][4:])
 
 
 def test_ask_says_what_failed(server):

@@ -13,7 +13,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from keras_bert_lib.export import saved_model
 from keras_bert_lib.models import bert
 from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
-from keras_bert_lib.tasks import TextClassifier
+from keras_bert_lib.tasks import BertPretrainer, TextClassifier
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "gem", "of", "film"]
 TEXTS = ["a gem", "", "a gem of a film"]
@@ -91,7 +91,18 @@ def test_the_sample_of_a_server_s_configuration_is_one(version):
 def test_batches_are_split_and_never_padded(version):
     text = (version / "batching_params.pbtxt").read_text()
     assert "\nmax_execution_batch_size { value: 4 }\n" in text and "\nmax_batch_size { value: 1024 }\n" in text
+    assert "\nenable_large_batch_splitting { value: true }\n" in text
     assert "\npad_variable_length_inputs: false\n" in text and not re.search("^allowed_batch_sizes", text, re.M)
+
+
+def test_answers_as_wide_as_the_longest_text_are_never_split(version, tmp_path):
+    """TF Serving puts the answers to the parts together by the shape of the first, and ends where they do not fit."""
+    tokenize = tf.saved_model.load(str(version)).signatures["tokenize"]
+    assert {output.shape[1] for output in tokenize(text=tf.constant(["a"])).values()} == {32}
+    model = TextClassifier(bert(9, 1, 16, 2, 32), TextPreprocessor(WordPieceTokenizer(VOCABULARY)), num_classes=2)
+    text = (saved_model(model, tmp_path / "1", check=False, batch_sizes=[2, 8]) / "batching_params.pbtxt").read_text()
+    assert "as those of `tokenize` do." in text and "\nmax_batch_size { value: 8 }\n" in text
+    assert "\nenable_large_batch_splitting { value: false }\n" in text and "max_execution_batch_size" not in text
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1.5], ["8"], [-1]])
@@ -121,7 +132,19 @@ def test_the_card_lists_every_signature(version, card):
         ("classify", "Classify"),
     ]
     assert listed[0][2:] == ("`text` string [B]", "`probabilities` float32 [B, 2], `label` string [B]")
-    assert "`token_ids` int32 [B, S]" in listed[1][2]
+    assert "`token_ids` int32 [B, S]" in listed[1][2] and "`token_ids` int32 [B, 32]" in listed[2][3]
+    assert "token ids of one width, as `tokenize` answers them." in card and "CPU" not in card
+
+
+def test_a_card_names_the_axes_of_a_pretrainer_and_the_cpus_of_int8(tmp_path):
+    pretrainer = BertPretrainer(classifier(num_classes=2).encoder)
+    card = (saved_model(pretrainer, tmp_path / "1", check=False) / "model_card.md").read_text()
+    assert "`mask_positions` int32 [B, M]" in card and "`masked_lm` float32 [B, M, 9]" in card
+    assert "`S` is the number of tokens, `M` that of masked positions." in card
+    card = (
+        saved_model(classifier(num_classes=2), tmp_path / "2", check=False, precision="int8") / "model_card.md"
+    ).read_text()
+    assert "2.20 and newer, on x86 CPUs with AVX512-VNNI, bfloat16 or AMX, where oneDNN is on." in card
 
 
 def test_the_card_tells_figures_and_size(version, card):

@@ -54,8 +54,8 @@ def test_a_classifier_answers_the_same_by_every_signature(tmp_path):
     answer = signatures["serving_default"](text=tf.constant(TEXTS))
     np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(task(task.preprocessor(TEXTS))), atol=1e-6)
     tokens = signatures["tokenize"](text=tf.constant(TEXTS))
-    for name, ids in task.preprocessor(TEXTS).items():
-        np.testing.assert_array_equal(tokens[name], ids)
+    for name, ids in task.preprocessor(TEXTS).items():  # as wide as the longest text that there can be
+        np.testing.assert_array_equal(tokens[name], np.pad(ids, [(0, 0), (0, 32 - ids.shape[1])]))
     by_ids = signatures["token_ids"](**tokens)
     np.testing.assert_allclose(by_ids["probabilities"], answer["probabilities"], atol=1e-6)
     np.testing.assert_array_equal(by_ids["label"], answer["label"])
@@ -123,6 +123,16 @@ def test_a_bare_encoder_with_a_preprocessor_is_asked_in_strings(tmp_path):
     )
     by_ids = signatures["token_ids"](**preprocessor()(TEXTS))
     np.testing.assert_allclose(by_ids["sequence_output"], expected["sequence_output"], atol=1e-6)
+
+
+def test_a_model_without_segments_takes_the_tokens_of_its_preprocessor(tmp_path):
+    """Plain Keras would match its two inputs and the three features by position."""
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")}
+    x = keras.ops.cast(inputs["token_ids"] * inputs["padding_mask"], "float32")
+    model = keras.Model(inputs, {"total": keras.ops.sum(x, axis=1, keepdims=True)})
+    signatures = served(model, tmp_path, preprocessor=preprocessor())
+    found = signatures["serving_default"](text=tf.constant(TEXTS))["total"]
+    np.testing.assert_array_equal(found[:, 0], tf.reduce_sum(preprocessor()(TEXTS)["token_ids"], axis=1))
 
 
 @pytest.mark.parametrize("packed", [False, True])

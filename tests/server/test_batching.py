@@ -161,7 +161,7 @@ def test_full_queue_refuses_at_once(ask, recorder):
     first = ask(batcher, asked, [2.0] * 3)
     with pytest.raises(RequestError, match=r"queue is full: 1 requests, 3 rows. Try again later.") as refused:
         ask(batcher, asked, [2.0] * 3).result(timeout=1)
-    assert refused.value.code == Code.RESOURCE_EXHAUSTED
+    assert refused.value.code == Code.UNAVAILABLE
     ask(batcher, asked, [2.0])
     with pytest.raises(RequestError, match=r"queue is full: 2 requests, 4 rows"):
         ask(batcher, asked, [2.0]).result(timeout=1)
@@ -178,6 +178,15 @@ def test_request_whose_deadline_passed_is_not_computed(ask, recorder):
     recorder.go.set()
     assert other.result()["y"] == [6.0]
     assert recorder.batches == [[1.0], [3.0]]
+
+
+def test_request_whose_deadline_passed_leaves_its_place_to_others(ask, recorder):
+    batcher, asked = busy(ask, recorder, queue_requests=1), signature(recorder)
+    with pytest.raises(RequestError, match=r"The deadline passed before the answer was there."):
+        ask(batcher, asked, [2.0], timeout=0.05).result(timeout=5)
+    other = ask(batcher, asked, [3.0])
+    recorder.go.set()
+    assert other.result()["y"] == [6.0]
 
 
 def test_request_whose_client_left_is_not_computed(ask, recorder):

@@ -108,7 +108,7 @@ def test_full_queue_refuses_at_once_and_the_others_are_answered(busy):
         eventually(lambda: len(busy.queue) == 2)
         refused = call(busy, [5.0]).exception(timeout=20)  # while the gate is closed
         words = "The batch scheduling queue is full: 2 requests, 2 rows. Try again later."
-        assert (refused.code(), refused.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+        assert (refused.code(), refused.details()) == (grpc.StatusCode.UNAVAILABLE, words)
         busy.gate.set()
         assert answer(by_grpc)["x"] == [2.0]
         assert by_rest.result().json()["outputs"]["x"] == [3.0]
@@ -122,7 +122,7 @@ def test_call_beyond_the_concurrency_is_refused_at_once(busy):
         "Concurrent RPC limit exceeded!",
     )
     response = busy.post("slow:predict", {"inputs": [5.0]})  # the other front counts for itself, and meets the queue
-    assert response.status_code == 429
+    assert response.status_code == 503
     assert "queue is full" in response.json()["error"]
     busy.gate.set()
     assert [answer(started)["x"] for started in calls] == [[2.0], [3.0]]
