@@ -44,7 +44,7 @@ def mr_sentence_polarity(data: Path) -> Task:
     folder = data / "mr_sentence_polarity"
     parts: dict[str, list] = {"train": [], "test": []}
     for kind in ("neg", "pos"):
-        lines = (folder / f"rt-polarity.{kind}").read_text(encoding="latin-1").splitlines()
+        lines = (folder / f"rt-polarity.{kind}").read_text(encoding="utf-8").splitlines()
         cut = len(lines) * 9 // 10
         random.Random(0).shuffle(lines)
         parts["train"] += [(line.strip(), kind) for line in lines[:cut]]

@@ -122,7 +122,7 @@ def transformers(job: dict) -> tuple[Run, Run, dict]:
         with torch.inference_mode(), mixed:
             return model(token_ids, attention_mask, segment_ids).last_hidden_state
 
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     labels = torch.zeros(job["batch_size"], dtype=torch.int64)
 
     def training_step():

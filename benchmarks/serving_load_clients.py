@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import random
@@ -76,7 +75,6 @@ class Worker:
     ports: Ports
     reference: Reference
     random: random.Random
-    outcomes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     seconds: list[float] = dataclasses.field(default_factory=list)  # of the requests that `timed` made
 
     def __post_init__(self):
@@ -124,14 +122,15 @@ class Worker:
         try:
             answer = self.clients[protocol].predict(texts)
         except kbl.export.ServingError as error:
-            return _failed(error.code)
+            return _failed(error.code, error.message)
         self.seconds.append(time.perf_counter() - start)
         return self.reference.judge(rows, answer["probabilities"])
 
 
-def _failed(code: str) -> str:
+def _failed(code: str, message: str) -> str:
     """A server that has too much to do may refuse any question, and says so at once."""
-    return f"{REFUSED if code == 'RESOURCE_EXHAUSTED' else LOST}: {code}"
+    is_refused = code == "RESOURCE_EXHAUSTED" or "queue is full" in message
+    return f"{REFUSED if is_refused else LOST}: {code}"
 
 
 # === Kinds of requests: each makes some, and says what became of them ===
@@ -149,7 +148,7 @@ def of_a_version(worker: Worker) -> list[str]:
     try:
         reply = worker.stub.Predict(worker.request(rows), timeout=60)
     except grpc.RpcError as error:
-        return [_failed(error.code().name)]
+        return [_failed(error.code().name, error.details() or "")]
     return [worker.judge(rows, reply)]
 
 
@@ -173,7 +172,7 @@ def _refused(worker: Worker, *codes: str, **question) -> str:
 
 
 def burst(worker: Worker) -> list[str]:
-    """More than the queue takes: each is answered right, or refused with RESOURCE_EXHAUSTED."""
+    """More than the queue takes: each is answered right, or refused, since it is full."""
     asked = [worker.draw(1) for _ in range(BURST)]
     calls = [worker.stub.Predict.future(worker.request(rows), timeout=60) for rows in asked]
     found = []
@@ -181,7 +180,7 @@ def burst(worker: Worker) -> list[str]:
         if call.exception() is None:
             found.append(worker.judge(rows, call.result()))
         else:
-            found.append(_failed(call.code().name))
+            found.append(_failed(call.code().name, call.details() or ""))
     return found
 
 
@@ -214,7 +213,7 @@ def slow_reader(worker: Worker) -> list[str]:
     status, _, body = answer.partition(b"\r\n\r\n")
     if not status.startswith(b"HTTP/1.1 200"):
         code = status.split(b" ")[1].decode() if status else "nothing"
-        return [_failed("RESOURCE_EXHAUSTED" if code == "429" else code)]
+        return [_failed("RESOURCE_EXHAUSTED" if code == "429" else code, body.decode(errors="replace"))]
     predictions = json.loads(body)["predictions"]
     return [worker.reference.judge(rows, np.array([row["probabilities"] for row in predictions]))]
 
