@@ -128,7 +128,7 @@ def main() -> None:
             contestants = contest(lambda job=job: contestants_of(job, options), options.rounds, title)
             described += contestants
             tables += table(title, job, contestants, options)
-    heading = report.heading(f"{name} beside the matrix-product peak", f"encoder {options.work}", options, described)
+    heading = report.heading(f"{name} beside the matrix-product peak", "encoder", options, described)
     onednn = sorted({TITLES[c.name] for c in described if c.facts.get("onednn")})
     report.write([*heading, f"oneDNN is on in: {', '.join(onednn)}.", "", *tables], options.work, options)
 

@@ -164,7 +164,7 @@ def main() -> None:
     checkpoints = read_off(options.run, options.minutes) | built_in(options.run)
     known = knowledge(options.run, checkpoints, options.data)
     packages = ("keras_bert_lib", "tensorflow", "keras")
-    lines = report.heading("Pretraining", "pretraining RUN", options, packages=packages)
+    lines = report.heading("Pretraining", "pretraining", options, packages=packages)
     lines += [summary(options.run), "", "## Held-out books", "", *known, ""]
     lines += ["![curves](pretraining.png)", "", "What it is worth to one who has labelled texts: `downstream.md`."]
     shutil.copy(options.run / "curves.png", options.output.with_suffix(".png"))

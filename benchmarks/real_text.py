@@ -307,7 +307,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         lines, described = globals()[options.work](options, Path(folder))
-    heading = report.heading(f"Real text: {options.work}", f"real_text {options.work}", options, described)
+    heading = report.heading(f"Real text: {options.work}", "real_text", options, described)
     report.write([*heading, *lines], f"real_text_{options.work}", options)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def heading(
     lines = [
         f"# {title}",
         "",
-        f"{'; '.join(facts)}. Written by `python -m benchmarks.{module}`; how to read it: `README.md`.",
+        f"{'; '.join(facts)}. Written by `{_command(module)}`; how to read it: `README.md`.",
         "",
     ]
     versions = {package: {importlib.metadata.version(package)} for package in packages}
@@ -52,6 +54,12 @@ def heading(
             versions.setdefault(package, set()).add(number)
     lines += [", ".join(f"{package} {' and '.join(sorted(numbers))}" for package, numbers in versions.items()), ""]
     return lines
+
+
+def _command(module: str) -> str:
+    """The one that this process runs, without the paths of this machine."""
+    words = ["PATH" if os.sep in word else word for word in sys.argv[1:]]
+    return " ".join(["python -m", f"benchmarks.{module}", *words])
 
 
 def write(lines: list[str], name: str, options: argparse.Namespace) -> None:
