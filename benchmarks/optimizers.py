@@ -23,7 +23,7 @@ import keras_bert_lib as kbl
 from benchmarks import machine, real_text, report
 from benchmarks.pretraining import BATCH_SIZE, CORPUS, HELD_OUT, LENGTH
 
-RATES = {"adamw": (5e-4, 1e-3, 2e-3), "lamb": (5e-3,), "muon": (2e-3,)}
+RATES = {"adamw": (2.5e-4, 5e-4, 1e-3), "lamb": (2.5e-3, 5e-3, 1e-2), "muon": (5e-4, 1e-3, 2e-3)}
 HELD_OUT_STEPS = 100
 
 

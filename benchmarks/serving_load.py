@@ -251,6 +251,7 @@ def main() -> None:
                 print(f"{rows} rows a request: done", file=sys.stderr)
             with meanwhile(versions.swap, SWAP_SECONDS) as swaps, meanwhile(server.megabytes, 0.5) as samples:
                 parts["the mixture"] = ask(workers, MIXED * share, clients.MIXTURE)
+            answered = set().union(*(worker.versions for worker in workers))
             print("the mixture: done", file=sys.stderr)
             ends = iter([signal.SIGKILL, signal.SIGTERM] * 1_000)
 
@@ -268,9 +269,11 @@ def main() -> None:
     total = sum(part.asked for part in parts.values())
     faults = sum(part.with_outcome(outcome) for part in parts.values() for outcome in (clients.WRONG, clients.LOST))
     faults += len(server.ended)
+    faults += len(answered) < len(swaps) / 2  # a server that takes up no version would answer right all the same
     summary = (
         f"{total:,} requests by {options.clients} clients to `kbl serve`, kbl-mini in float32; {len(swaps)} versions "
-        f"appeared during the mixture; the process was ended {len(kills)} times, by SIGKILL and SIGTERM in turn. "
+        f"appeared during the mixture, and {len(answered)} answered; the process was ended {len(kills)} times, by "
+        f"SIGKILL and SIGTERM in turn. "
         f"{faults} wrong or lost answers, or odd ends of the process{': ' * bool(server.ended)}"
         f"{'; '.join(server.ended)}. {len(reference.texts)} texts of 0 to {max(map(len, reference.texts)):,} "
         f"characters, whose answers lie {clients.APART} apart at least; right is what is nearer than "

@@ -76,6 +76,7 @@ class Worker:
     reference: Reference
     random: random.Random
     seconds: list[float] = dataclasses.field(default_factory=list)  # of the requests that `timed` made
+    versions: set[int] = dataclasses.field(default_factory=set)  # that have answered, by their own word
 
     def __post_init__(self):
         options = {"timeout": 120.0, "retries": 30}  # longer than a killed server takes to be back
@@ -112,8 +113,9 @@ class Worker:
 
     def judge(self, rows: list[int], reply: predict_pb2.PredictResponse) -> str:
         """Whether these are the answers of the version that the reply says it is of."""
-        probabilities = tf.make_ndarray(reply.outputs["probabilities"])
-        return self.reference.judge(rows, probabilities, reply.model_spec.version.value)
+        version = reply.model_spec.version.value
+        self.versions.add(version)
+        return self.reference.judge(rows, tf.make_ndarray(reply.outputs["probabilities"]), version)
 
     def timed(self, protocol: str, rows: list[int]) -> str:
         """Ask for these texts, and keep how long it took."""

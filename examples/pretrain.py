@@ -17,7 +17,8 @@ import tensorflow as tf
 
 import keras_bert_lib as kbl
 
-LEARNING_RATES = {"muon": 2e-3, "adamw": 1e-3, "lamb": 5e-3}
+# For thousands of steps; in a thousand Muon learns more at 2e-3, and AdamW at 5e-4.
+LEARNING_RATES = {"muon": 7e-4, "adamw": 1e-3, "lamb": 5e-3}
 SENTENCES = [
     "She opened the [MASK] and went into the room.",
     "He put on his hat and [MASK] out of the house.",

@@ -21,7 +21,7 @@ MATRICES = {r"(^|/)block_\d+/.*qkv/kernel$": 3, r"(^|/)block_\d+/.*kernel$": 1}
 # Of the quintic x -> a x + b x^3 + c x^5, which brings singular values of any size near 1 in few steps.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # A step of AdamW moves a weight by 0.2 to 0.4 of the rate, in the root of the mean square. Of 0.2, 0.4 and 0.8, masked
-# LM learned soonest from 0.4, at the same rate for embeddings.
+# LM learned soonest from 0.4, in 500 steps at a rate of 2e-3, the same for embeddings.
 ROOT_MEAN_SQUARE = 0.4
 SMALLEST_NORM = 1e-7
 

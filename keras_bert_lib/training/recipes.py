@@ -29,7 +29,8 @@ def adamw(
         total_steps: Number of optimizer steps of the whole training: epochs times steps per epoch.
         weight_decay: Strength of the decoupled weight decay.
         global_clipnorm: Largest norm of all gradients together; `None` does not clip.
-        decay: "linear", "cosine", "constant", or the power of a polynomial decay.
+        decay: "linear", "cosine", "constant", or the power of a polynomial decay, to 0. For another end make a
+            `WarmupDecay`, and the optimizer with it.
         options: Further arguments of `AdamW`.
     Returns:
         An `AdamW` for any `keras.Model`.
@@ -63,7 +64,8 @@ def lamb(
         total_steps: Number of optimizer steps of the whole training: epochs times steps per epoch.
         weight_decay: Strength of the weight decay.
         global_clipnorm: Largest norm of all gradients together; `None` does not clip.
-        decay: "linear", "cosine", "constant", or the power of a polynomial decay.
+        decay: "linear", "cosine", "constant", or the power of a polynomial decay, to 0. For another end make a
+            `WarmupDecay`, and the optimizer with it.
         options: Further arguments of `Lamb`.
     Returns:
         A `Lamb` for any `keras.Model`.
@@ -97,14 +99,15 @@ def muon(
         total_steps: Number of optimizer steps of the whole training: epochs times steps per epoch.
         weight_decay: Strength of the decoupled weight decay.
         global_clipnorm: Largest norm of all gradients together; `None` does not clip.
-        decay: "linear", "cosine", "constant", or the power of a polynomial decay.
+        decay: "linear", "cosine", "constant", or the power of a polynomial decay, to 0. For another end make a
+            `WarmupDecay`, and the optimizer with it.
         options: Further arguments of `Muon`.
     Returns:
         A `Muon` for any `keras.Model` whose kernels its `matrices` match, as those of `kbl.models` do.
     Raises:
         ValueError: see `WarmupDecay` and `Muon`.
     Example:
-    >>> optimizer = muon(2e-3, warmup_steps=500, total_steps=10_000)
+    >>> optimizer = muon(7e-4, warmup_steps=700, total_steps=14_000)
     >>> optimizer.momentum
     0.95
 
