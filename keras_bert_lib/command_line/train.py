@@ -42,9 +42,7 @@ from keras_bert_lib.command_line.rows import Columns, column_options, json_lines
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
-    default=5e-5,
-    show_default=True,
-    help="Peak of the learning rate, reached after a tenth of the steps.",
+    help="Peak, reached after a tenth of the steps.  [default: 5e-5 for BERT-Base, more for narrower ones]",
 )
 @click.option("--sequence-length", type=click.IntRange(3), help="Cut texts to this many tokens.  [default: the most]")
 @click.option(
@@ -63,7 +61,7 @@ def train(
     validation: str | None,
     epochs: int,
     batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     sequence_length: int | None,
     precision: str,
     seed: int,
@@ -96,7 +94,10 @@ def train(
             checkpoint, labels=names, max_sequence_length=sequence_length
         )
         steps = epochs * -(-len(labels) // batch_size)
-        classifier.compile(kbl.training.adamw(learning_rate, warmup_steps=steps // 10, total_steps=steps))
+        if learning_rate is None:
+            classifier.compile()
+        else:
+            classifier.compile(kbl.training.adamw(learning_rate, warmup_steps=steps // 10, total_steps=steps))
         with progress("Training", steps) as advance:
             history = classifier.fit(
                 texts,
