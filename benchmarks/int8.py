@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 import keras_bert_lib as kbl
 from benchmarks import machine, real_text, report
 
-EPOCHS = 3
+EPOCHS, LEARNING_RATE = 5, 2e-4
 
 
 def data(options) -> dict:
@@ -26,6 +27,16 @@ def data(options) -> dict:
     folder = real_text.folder_of("banking77", options)
     (train, train_labels), (test, test_labels) = (real_text.banking77(folder, part) for part in ("train", "test"))
     return {"train": train, "train_labels": train_labels, "test": test, "test_labels": test_labels}
+
+
+def fine_tuned(checkpoint: str | Path, examples: dict, epochs: int, rate: float) -> kbl.tasks.TextClassifier:
+    """A classifier out of a checkpoint that has learned the examples."""
+    labels = list(map(str, examples["train_labels"]))
+    classifier = kbl.tasks.TextClassifier.from_pretrained(checkpoint, labels=sorted(set(labels)))
+    steps = epochs * -(-len(labels) // 32)
+    classifier.compile(kbl.training.adamw(rate, warmup_steps=steps // 10, total_steps=steps))
+    classifier.fit(examples["train"], labels, epochs=epochs, verbose=0)
+    return classifier
 
 
 def scores(classifier: kbl.tasks.TextClassifier, texts: list[str]) -> tuple[np.ndarray, float]:
@@ -48,10 +59,7 @@ def main() -> None:
     for seed in range(options.rounds):
         keras.utils.set_random_seed(seed)
         keras.config.set_dtype_policy(policy)
-        labels = sorted(set(examples["train_labels"]))
-        trained = kbl.tasks.TextClassifier.from_pretrained(options.model_package, labels=list(map(str, labels)))
-        trained.compile()
-        trained.fit(examples["train"], list(map(str, examples["train_labels"])), epochs=EPOCHS, verbose=0)
+        trained = fine_tuned(options.model_package, examples, EPOCHS, LEARNING_RATE)
         keras.config.set_dtype_policy("float32")
         classifier = kbl.tasks.TextClassifier.from_pretrained(options.model_package, labels=trained.labels)
         classifier.set_weights(trained.get_weights())

@@ -28,15 +28,6 @@ BATCH_SIZE = 64
 Answer = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
-def fine_tuned(examples: dict, epochs: int) -> kbl.tasks.TextClassifier:
-    labels = list(map(str, examples["train_labels"]))
-    classifier = kbl.tasks.TextClassifier.from_pretrained("kbl-mini", labels=sorted(set(labels)))
-    steps = epochs * -(-len(labels) // 32)
-    classifier.compile(kbl.training.adamw(LEARNING_RATE, warmup_steps=steps // 10, total_steps=steps))
-    classifier.fit(examples["train"], labels, epochs=epochs, verbose=0)
-    return classifier
-
-
 def batches(classifier: kbl.tasks.TextClassifier, texts: list[str]) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Rows and token ids of batches of like length."""
     order = np.argsort([len(text) for text in texts], kind="stable")
@@ -74,7 +65,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     keras.utils.set_random_seed(0)
     examples = int8.data(options)
-    classifier = fine_tuned(examples, 1 if options.trial else EPOCHS)
+    classifier = int8.fine_tuned("kbl-mini", examples, 1 if options.trial else EPOCHS, LEARNING_RATE)
     asked = batches(classifier, examples["test"])
     right = np.array([classifier.labels.index(str(label)) for label in examples["test_labels"]])
 
