@@ -6,6 +6,7 @@ import argparse
 import datetime
 import importlib.metadata
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,7 +60,7 @@ def heading(
 def _command(module: str) -> str:
     """The one that this process runs, without the paths of this machine."""
     words = ["PATH" if os.sep in word else word for word in sys.argv[1:]]
-    return " ".join(["python -m", f"benchmarks.{module}", *words])
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *words])
 
 
 def write(lines: list[str], name: str, options: argparse.Namespace) -> None:

@@ -62,7 +62,14 @@ def load_sentence_modules(
     prompts = directory / hub.PROMPTS_FILE
     if (prompt := _optional(prompts).get("default_prompt_name")) is not None:
         raise _refusal(prompts, f"the prompt {prompt!r} before each text", "none")
-    longest = _optional(directory / hub.SENTENCE_CONFIG_FILE).get("max_seq_length")
+    settings = _optional(directory / hub.SENTENCE_CONFIG_FILE)
+    tokenizer = _optional(directory / hub.TOKENIZER_CONFIG_FILE)
+    if settings.get("do_lower_case") and tokenizer.get("do_lower_case") is False:
+        raise _refusal(directory / hub.SENTENCE_CONFIG_FILE, "lower case before a tokenizer that keeps it", "none")
+    # The first is of older files; a tokenizer without a limit has one of 10^30.
+    said = settings.get("max_seq_length") or tokenizer.get("model_max_length")
+    most = _optional(directory / hub.CONFIG_FILE).get("max_position_embeddings")
+    longest = min((length for length in (said, most) if length), default=None)
     return SentenceModules(_pooling(directory / modules[1]["path"] / hub.CONFIG_FILE), "Normalize" in kinds, longest)
 
 

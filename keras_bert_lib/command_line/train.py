@@ -91,7 +91,7 @@ def train(
     keras.config.set_dtype_policy(precision)
     try:
         classifier = kbl.tasks.TextClassifier.from_pretrained(
-            checkpoint, labels=names, max_sequence_length=sequence_length
+            checkpoint, labels=names, kind="multi_class", max_sequence_length=sequence_length
         )
         steps = epochs * -(-len(labels) // batch_size)
         if learning_rate is None:

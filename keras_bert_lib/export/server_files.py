@@ -31,7 +31,8 @@ max_batch_size {{ value: {largest_request} }}
 enable_large_batch_splitting {{ value: true }}
 max_execution_batch_size {{ value: {batch_size} }}"""
 _WHOLE = """\
-# A server that splits a request ends where the answers to its parts differ in width, as those of {signatures} do.
+# A server that splits a request ends where the answers to its parts differ in width, as those of {signatures} do. So
+# requests of more rows are refused; with a `max_sequence_length` the preprocessor has one width, and they are split.
 max_batch_size {{ value: {batch_size} }}
 enable_large_batch_splitting {{ value: false }}"""
 

@@ -220,8 +220,8 @@ def _as_wide_as_any(features: Tensors, preprocessor: Any) -> Tensors:
     width = getattr(preprocessor, "max_sequence_length", None)
     if width is None or getattr(preprocessor, "sequence_length", None) is not None:
         return features
-    tokenizer = preprocessor.tokenizer
-    padding = {"token_ids": tokenizer.token_to_id(tokenizer.pad_token)}
+    tokenizer = getattr(preprocessor, "tokenizer", None)
+    padding = {} if tokenizer is None else {"token_ids": tokenizer.token_to_id(tokenizer.pad_token)}
 
     def widened(name, values):
         values = tf.pad(values, [[0, 0], [0, width - tf.shape(values)[1]]], constant_values=padding.get(name, 0))

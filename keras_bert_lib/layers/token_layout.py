@@ -57,7 +57,7 @@ class PaddedLayout:
 
     def __init__(self, inputs: tf.Tensor, padding_mask: tf.Tensor | None = None, positions: tf.Tensor | None = None):
         if padding_mask is not None:
-            _check_batch(inputs, padding_mask)
+            _check_batch(padding_mask, inputs)
         self._batch_shape = [
             tf.shape(inputs)[axis] if size is None else size for axis, size in enumerate(inputs.shape[:2])
         ]
@@ -70,7 +70,9 @@ class PaddedLayout:
 
     def tokens(self, ids: tf.Tensor) -> tf.Tensor:
         """[B, S] -> [B, S]."""
-        return ids if self._padding_mask is None else _of_batch(ids, self._padding_mask)
+        if self._padding_mask is not None:
+            _of_batch(self._padding_mask, ids)
+        return ids
 
     def positions(self) -> tf.Tensor:
         """Where in its sequence each token stands: int32 [S], or [B, S] in a packed batch."""
@@ -145,7 +147,7 @@ class UnpaddedLayout:
 
     def tokens(self, ids: tf.Tensor) -> tf.Tensor:
         """[B, S] -> [T]."""
-        ids = _of_batch(ids, self._tensors["row_of_position"])
+        _of_batch(self._tensors["row_of_position"], ids)
         return tf.gather(tf.reshape(ids, [-1]), self._tensors["position_of_row"])
 
     def positions(self) -> tf.Tensor:
@@ -156,8 +158,10 @@ class UnpaddedLayout:
 
     def remove_padding(self, batch: tf.Tensor) -> tf.Tensor:
         """[B, S, D] -> [T, D]."""
-        place_of_row, row_of_place = self._tensors["position_of_row"], self._tensors["row_of_position"]
-        batch = _of_batch(batch, row_of_place)
+        place_of_row, row_of_place = (
+            self._tensors["position_of_row"],
+            _of_batch(self._tensors["row_of_position"], batch),
+        )
 
         # Its gradient is one more gather: TensorFlow's own is a scatter.
         @tf.custom_gradient
@@ -320,7 +324,7 @@ def layout_of(
 ) -> PaddedLayout | UnpaddedLayout:
     """The layout that the call arguments of a layer describe."""
     if layout is None:
-        return PaddedLayout(inputs, padding_mask)
+        return PaddedLayout(inputs, padding_mask if padding_mask is None else _of_batch(padding_mask, inputs))
     if padding_mask is not None:
         raise ValueError(
             "`layout` was made of the mask, so there is no `padding_mask` beside it. Received both. Leave the mask out."
@@ -362,26 +366,25 @@ def _with_width(inputs: tf.Tensor) -> tf.Tensor:
     return inputs
 
 
-def _check_batch(inputs: tf.Tensor, places: tf.Tensor) -> None:
-    if not inputs.shape[:2].is_compatible_with(places.shape):
+def _check_batch(padding_mask: tf.Tensor, inputs: tf.Tensor) -> None:
+    if not padding_mask.shape.is_compatible_with(inputs.shape[:2]):
         raise ValueError(
             f"`padding_mask` must be [B, S], one entry a token. Received: padding_mask of shape "
-            f"{tuple(places.shape)} for inputs of shape {tuple(inputs.shape)}."
+            f"{tuple(padding_mask.shape)} for inputs of shape {tuple(inputs.shape)}."
         )
 
 
-def _of_batch(inputs: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """`inputs`, [B, S, ...], after a look whether B and S are those of `places`.
+def _of_batch(padding_mask: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+    """The mask [B, S], or what was made of it, after a look whether B and S are those of the inputs, [B, S, ...].
 
-    Indices of a mask that is narrower than the tokens would take those of a neighbour, without an error.
+    Of a narrower one, indices would take the tokens of a neighbour, and a mask of one column would be broadcast.
     """
-    _check_batch(inputs, places)
-    if inputs.shape[:2].is_fully_defined() and places.shape.is_fully_defined():
-        return inputs
+    _check_batch(padding_mask, inputs)
+    if padding_mask.shape.is_fully_defined() and inputs.shape[:2].is_fully_defined():
+        return padding_mask
     message = "`padding_mask` must be [B, S], one entry a token. Received another shape than that of the inputs."
-    shapes = tf.shape(inputs)[:2], tf.shape(places)
-    with tf.control_dependencies([tf.debugging.assert_equal(*shapes, message)]):
-        return tf.identity(inputs)
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(padding_mask), tf.shape(inputs)[:2], message)]):
+        return tf.identity(padding_mask)
 
 
 def _where(mask: tf.Tensor) -> tf.Tensor:

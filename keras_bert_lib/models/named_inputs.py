@@ -18,7 +18,15 @@ class NamedInputs(_Functional):
     """
 
     def call(self, inputs, training=None, mask=None, **kwargs):
-        taken = self.input
-        if isinstance(taken, dict) and isinstance(inputs, dict) and inputs.keys() > taken.keys():
-            inputs = {name: inputs[name] for name in taken}
-        return super().call(inputs, training=training, mask=mask, **kwargs)
+        return super().call(self._taken(inputs), training=training, mask=mask, **kwargs)
+
+    def compute_output_spec(self, inputs, training=None, mask=None):
+        return super().compute_output_spec(self._taken(inputs), training=training, mask=mask)
+
+    def compute_output_shape(self, input_shape):
+        return super().compute_output_shape(self._taken(input_shape))
+
+    def _taken(self, given):
+        takes = self.input
+        by_name = isinstance(takes, dict) and isinstance(given, dict) and given.keys() > takes.keys()
+        return {name: given[name] for name in takes} if by_name else given

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -231,10 +231,16 @@ class BertPretrainer(FunctionalModel):
         return cls(**{**config, **parts})
 
 
-@functools.lru_cache(maxsize=8)  # of a large vocabulary it takes a while
+# Of each preprocessor once: of a large vocabulary it takes a while.
+_READING_SPECIAL_TOKENS: MutableMapping[keras.layers.Layer, keras.layers.Layer] = weakref.WeakKeyDictionary()
+
+
 def _reading_special_tokens(preprocessor: keras.layers.Layer) -> keras.layers.Layer:
     """The same preprocessor, but a [MASK] that is written in a text is one."""
+    if preprocessor in _READING_SPECIAL_TOKENS:
+        return _READING_SPECIAL_TOKENS[preprocessor]
     tokenizer = preprocessor.tokenizer
     spelling = type(tokenizer).from_config({**tokenizer.get_config(), "special_tokens_in_text": True})
     config = {**preprocessor.get_config(), "tokenizer": keras.saving.serialize_keras_object(spelling)}
-    return type(preprocessor).from_config(config)
+    _READING_SPECIAL_TOKENS[preprocessor] = type(preprocessor).from_config(config)
+    return _READING_SPECIAL_TOKENS[preprocessor]

@@ -90,13 +90,14 @@ class TextClassifier(TextTask):
         """Classifier on a pretrained encoder.
 
         Where the checkpoint is of a trained classifier, its head, labels and kind come along, unless `num_classes`,
-        `labels` or `kind` ask for something else than it has: then the head is new.
+        `labels` or `kind` ask for something else than it has: then the head is new, and of one class a text unless it
+        has as many classes.
 
         Args:
             directory_or_hub_id: Directory of a Hugging Face checkpoint, or its id on the hub.
             num_classes: Number of classes; `None` = that of the checkpoint, or of `labels`.
             labels: Names of the classes; `None` = those of the checkpoint's head.
-            kind: As in `TextClassifier`; `None` = that of the checkpoint.
+            kind: As in `TextClassifier`; `None` = that of the checkpoint, where it has as many classes.
             sequence_length: Fixed length in tokens; `None` pads to the longest text of a batch. Longer texts are cut.
             max_sequence_length: What texts are cut to where there is no fixed length; `None` = the most that the
                 encoder takes.
@@ -115,21 +116,23 @@ class TextClassifier(TextTask):
         )
         rate = config.classifier_dropout if dropout is None else dropout
         has = config.num_classes, config.labels, config.kind
+        count = num_classes if labels is None else len(labels)
         asked = (
-            config.num_classes if num_classes is None else num_classes,
+            config.num_classes if count is None else count,
             config.labels if labels is None else tuple(labels),
-            config.kind if kind is None else kind,
+            kind or (config.kind if count in (None, config.num_classes) else "multi_class"),
         )
         is_classifier = (config.architecture or "").endswith("ForSequenceClassification")
-        asks_for_it = asked == has and num_classes is None and labels is None
-        if not asks_for_it and not (asked == has and is_classifier):
-            return cls(encoder, preprocessor, num_classes, labels, asked[-1], rate)
-        trained = checkpoints.load_heads(directory, encoder).get("classifier")
+        trained = None
+        if asked == has and (is_classifier or count is None):
+            trained = checkpoints.load_heads(directory, encoder).get("classifier")
+            if trained is None and count is None:
+                raise ValueError(
+                    f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed "
+                    "for a new one."
+                )
         if trained is None:
-            raise ValueError(
-                f"{str(directory_or_hub_id)!r} holds no trained classifier, so `num_classes` or `labels` is needed for "
-                "a new one."
-            )
+            return cls(encoder, preprocessor, num_classes, labels, asked[-1], rate)
         classifier = cls(encoder, preprocessor, *asked, rate)
         classifier.head.set_weights(trained.get_weights())
         return classifier
@@ -138,8 +141,8 @@ class TextClassifier(TextTask):
         """`keras.Model.compile` with defaults that work.
 
         Args:
-            optimizer: "auto", anew for each `fit`: AdamW at 5e-5 times 768 / D, D the width of the encoder; decay 0.01
-                but not on biases and norms, warm-up over the first tenth of the steps, then linear decay to 0,
+            optimizer: "auto", anew for each `fit`: AdamW at 5e-5 times 768 / D, D the width of `pooled_output`; decay
+                0.01 but not on biases and norms, warm-up over the first tenth of the steps, then linear decay to 0,
                 gradients clipped to a global norm of 1.
             loss: "auto": cross-entropy, binary cross-entropy or mean squared error, by `kind`, on logits.
             metrics: "auto": accuracy; for regression the root mean squared error.

@@ -215,8 +215,8 @@ class TextTask(FunctionalModel):
 
 
 def dtype_policy(encoder: keras.Model) -> keras.dtype_policies.DTypePolicy:
-    """That of its layers, which its heads share, also when a file is read under another policy of the process."""
-    return encoder.get_layer("embeddings").dtype_policy
+    """That of its first layer, which its heads share, also when a file is read under another policy of the process."""
+    return next(layer for layer in encoder.layers if layer.weights).dtype_policy
 
 
 def symbolic_inputs(encoder: keras.Model) -> dict[str, keras.KerasTensor]:
@@ -238,6 +238,8 @@ def _number_of_batches(x: Any, batch_size: int, validation_split: float) -> int 
         return x.num_batches
     if isinstance(x, tf.data.Dataset):
         return cardinality(x) or None
+    if isinstance(x, keras.utils.PyDataset):
+        return x.num_batches
     if isinstance(x, dict):
         rows = int(len(next(iter(x.values()))) * (1 - validation_split))
         return -(-rows // batch_size)

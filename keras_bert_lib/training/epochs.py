@@ -84,9 +84,23 @@ def cardinality(dataset: tf.data.Dataset) -> int | None:
     return count if count >= 0 else None
 
 
+def one_pass(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """A dataset that does not tell its length; one that shuffles draws no order for an iterator that nobody reads."""
+    return _passes(dataset, 1)
+
+
 def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """A dataset again and again; one that shuffles draws a new order for each pass, and none for an unread iterator."""
-    return tf.data.Dataset.range(tf.int64.max).flat_map(lambda _: dataset).with_options(dataset.options())
+    """A dataset again and again; one that shuffles draws an order for each pass."""
+    return _passes(dataset, tf.int64.max)
+
+
+def _passes(dataset: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    passes = tf.data.Dataset.range(count).flat_map(lambda _: dataset).with_options(dataset.options())
+    options, policies = tf.data.Options(), tf.data.experimental.AutoShardPolicy
+    if dataset.options().experimental_distribute.auto_shard_policy == policies.AUTO:
+        # By files, each worker of a cluster would get its share of the one number that counts the passes.
+        options.experimental_distribute.auto_shard_policy = policies.DATA
+    return passes.with_options(options)
 
 
 def epochs_of_arrays(arrays: Any, batch_size: int, shuffle: bool) -> EpochsInMemory:

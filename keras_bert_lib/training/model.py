@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_bert_lib.models.named_inputs import NamedInputs
-from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless
+from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, one_pass
 from keras_bert_lib.training.global_loss import GlobalLoss
 from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, update
 from keras_bert_lib.training.resume import resuming
@@ -160,8 +160,9 @@ class Model(keras.Model):
         self.accumulation_steps = accumulation_steps
         self._auto_scale_loss = auto_scale_loss
         # Of the layers that have weights, all the way down: inputs and functional models compute nothing, and have the
-        # policy of the process that made them, or has read their file.
-        computes_in = {layer.compute_dtype for layer in self._flatten_layers() if layer._trainable_variables}
+        # policy of the process that made them, or has read their file. Before a model is built nobody knows.
+        layers = [layer for layer in self._flatten_layers() if layer._trainable_variables or not self.built]
+        computes_in = {layer.compute_dtype for layer in layers}
         self._scales_loss = auto_scale_loss and "float16" in computes_in
         self._loss_scale = None
         self._non_finite = non_finite
@@ -185,9 +186,10 @@ class Model(keras.Model):
             of_outer_fit = self._steps_per_epoch, self._step
             data, per_epoch = arguments.get("x"), arguments.get("steps_per_epoch")
             count = cardinality(data) if isinstance(data, tf.data.Dataset) else 0
-            if count and per_epoch and per_epoch % self.steps_per_execution and count % per_epoch == 0:
-                # Of several epochs in one dataset Keras counts the steps, and counts a short call for a full one.
-                arguments["x"], count = endless(data), None
+            if count and (per_epoch or 0) % self.steps_per_execution:
+                # Of data whose length it knows Keras counts the steps, and counts a short call for a full one.
+                arguments["x"] = one_pass(data) if count % per_epoch else endless(data)
+                count = None
             self._steps_per_epoch = per_epoch if count is None else None
             self._step = self._steps_to_skip % (per_epoch or 1)
             self.step_report = None
@@ -206,10 +208,12 @@ class Model(keras.Model):
         """`keras.Model.evaluate`; of `kbl.training.PretrainingData` one epoch."""
         if isinstance(x, Epochs):
             x = agree_on_seed(x, self.distribute_strategy).epoch()
-        self._test_steps_left = (
-            inspect.signature(keras.Model.evaluate).bind(self, x, *args, **kwargs).arguments.get("steps")
-        )
-        return super().evaluate(x, *args, **kwargs)
+        arguments = inspect.signature(keras.Model.evaluate).bind(self, x, *args, **kwargs).arguments
+        self._test_steps_left = arguments.get("steps")
+        try:
+            return super().evaluate(x, *args, **kwargs)
+        finally:
+            self._test_steps_left = None
 
     @contextlib.contextmanager
     def taking_up(self, steps: int, drop: Callable[[Any], None]):
@@ -539,7 +543,7 @@ class Model(keras.Model):
         def function(iterator, steps):
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
                 is_endless = not getattr(iterator, "_enable_get_next_as_optional", True)
-                count, *result = on_iterators[is_endless](iterator, tf.constant(steps))
+                count, *result = on_iterators[is_endless](iterator, tf.constant(steps, tf.int32))
                 if self.steps_per_execution > 1 and count == 0:
                     raise StopIteration
                 return result

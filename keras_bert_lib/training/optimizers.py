@@ -61,7 +61,7 @@ class PathwiseAdam(keras.optimizers.Optimizer):
             raise ValueError(
                 f"{type(self).__name__} needs variables of float32: in half precision a mean of squares stands still. "
                 f"Received: {half[0].path!r} of {half[0].dtype}. Compute in half precision under the policy "
-                "'mixed_bfloat16' or 'mixed_float16'."
+                "'mixed_bfloat16' or 'mixed_float16'; load a model of before with compile=False."
             )
         # Keras decays all variables by one rate. Here each has its own, so `update_step` decays it.
         self.exclude_from_weight_decay(var_list=variables)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, epochs_of_arrays
+from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, epochs_of_arrays, one_pass
 from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
 from keras_bert_lib.training.step_report import fingerprint
 
@@ -354,11 +354,9 @@ def _dataset(data: tf.data.Dataset, per_epoch: int | None, epoch: int, step: int
     if per_epoch is not None:
         # Of a finite one Keras counts the batches itself, and does not know of those that were dropped.
         return (endless(data) if count else data), dropped
-    # Keras makes iterators that it never reads. Behind a flat_map they draw no seed.
-    read = tf.data.Dataset.range(1).flat_map(lambda _: data)
-    if count:
-        read = read.apply(tf.data.experimental.assert_cardinality(count))
-    return read.with_options(data.options()), dropped
+    # Keras makes iterators that it never reads.
+    read = one_pass(data)
+    return read.apply(tf.data.experimental.assert_cardinality(count)) if count else read, dropped
 
 
 def _epochs_of_arrays(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers import RemovePadding, RestorePadding, TokenLayout, TransformerEmbeddings
+from keras_bert_lib.layers import MeanPooler, RemovePadding, RestorePadding, TokenLayout, TransformerEmbeddings
 from keras_bert_lib.layers.token_layout import (
     PaddedLayout,
     UnpaddedLayout,
@@ -148,6 +148,12 @@ def test_tokens_of_another_shape_than_the_mask_are_refused(padding, packed):
         assert embed(mask, mask).shape[-1] == 2
         with pytest.raises(tf.errors.InvalidArgumentError, match="Received another shape than that of the inputs"):
             embed(ids, mask)
+    pool = tf.function(
+        lambda x, mask: MeanPooler()(x, padding_mask=mask),
+        input_signature=[tf.TensorSpec([None, None, 2]), tf.TensorSpec([None, None], tf.int32)],
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Received another shape than that of the inputs"):
+        pool(tf.ones([2, 3, 2]), mask[:, :1])
     if padding == "remove":
         with pytest.raises(ValueError, match=r"padding_mask of shape \(2, 4\) for inputs of shape \(2, 3, 2\)"):
             RemovePadding()(tf.ones([2, 3, 2]), layout=layout(mask))

@@ -53,6 +53,8 @@ def test_takes_what_it_needs_out_of_a_dict_by_name(family):
     """A preprocessor makes more: offsets, and segments for an encoder that has none."""
     model = family()
     more = {"segment_ids": SEGMENTS, **_batch(model), "ends": IDS * 0 + 1, "starts": IDS * 0}
+    inputs = {name: keras.Input((None,), dtype="int32") for name in more} | {"ends": keras.Input((20,), dtype="int32")}
+    assert model(inputs)["sequence_output"].shape == (None, None, 8)
     for name, expected in model(_batch(model)).items():
         np.testing.assert_array_equal(model(more)[name], expected, err_msg=name)
         np.testing.assert_allclose(model.predict(more, verbose=0)[name], expected, atol=1e-6, err_msg=name)

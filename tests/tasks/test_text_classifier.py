@@ -185,7 +185,8 @@ def test_a_trained_head_comes_along_unless_something_else_is_asked_for(make_clas
         assert is_the_same and (classifier.labels, classifier.kind) == (trained.labels, trained.kind), options
     for options in ({"num_classes": 4}, {"labels": ["a", "b", "d"]}, {"kind": "multi_class", "num_classes": 3}):
         classifier, is_the_same = head(**options)
-        assert not is_the_same and classifier.kind == options.get("kind", "multi_label"), options
+        expected = options.get("kind", "multi_class" if "num_classes" in options else "multi_label")
+        assert not is_the_same and classifier.kind == expected, options
 
 
 def test_class_weights_of_what_has_no_one_class_are_refused(make_classifier):
@@ -208,6 +209,7 @@ def test_token_ids_may_come_from_a_keras_dataset(make_classifier):
 
     classifier.fit(Batches(), epochs=12, verbose=0)
     assert classifier.evaluate(Batches(), verbose=0, return_dict=True)["accuracy"] == 1.0
+    make_classifier(num_classes=2).fit(Batches(), verbose=0)  # the default recipe knows how many there are
 
 
 @pytest.mark.parametrize("saved_under", ["float32", "mixed_float16"])

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_bert_lib as kbl
+from keras_bert_lib.layers.onednn import onednn_is_on
 
 TEXTS = ["good film", "a", "a very very bad film, not good", "", "film " * 20, "a bad film"]
 
@@ -72,6 +73,7 @@ def test_frozen_weights_give_the_same_vectors_until_the_block_ends(encoder, prep
     np.testing.assert_allclose(task.encode(TEXTS), expected, atol=1e-6)
 
 
+@pytest.mark.skipif(not onednn_is_on(), reason="int8 needs oneDNN")
 def test_frozen_blocks_can_be_nested(encoder, preprocessor):
     task = kbl.tasks.TextEncoder(encoder, preprocessor)
     projection = encoder.get_layer("block_0").feed_forward.intermediate
@@ -110,9 +112,15 @@ def _sentence_checkpoint(task, path, modules=MODULES, pooling=None, **files):
 def test_what_sentence_transformers_says_comes_along(encoder, preprocessor, tmp_path, pooling):
     expected = kbl.tasks.TextEncoder(encoder, preprocessor, "cls", normalize=False)
     pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": False, **pooling}
-    path = _sentence_checkpoint(
-        expected, tmp_path / "hf", MODULES[:2], pooling, sentence_bert_config={"max_seq_length": 9}
+    path = _sentence_checkpoint(expected, tmp_path / "hf", MODULES[:2], pooling)
+    # Where the length stands, before and now.
+    file, key = (
+        ("tokenizer_config", "model_max_length")
+        if "pooling_mode" in pooling
+        else ("sentence_bert_config", "max_seq_length")
     )
+    file = path / f"{file}.json"
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | {key: 9}))
     again = kbl.tasks.TextEncoder.from_pretrained(path)
     assert (again.pooling, again.normalize, again.preprocessor.max_sequence_length) == ("cls", False, 9)
     np.testing.assert_allclose(again.encode(TEXTS[:2]), expected.encode(TEXTS[:2]), atol=1e-6)
@@ -133,8 +141,12 @@ def test_what_sentence_transformers_says_comes_along(encoder, preprocessor, tmp_
             r"the pooling pooling_mode_cls_token \+ pooling_mode_mean_tokens",
         ),
         ({"config_sentence_transformers": {"default_prompt_name": "query"}}, "the prompt 'query' before each text"),
+        (
+            {"sentence_bert_config": {"do_lower_case": True}, "tokenizer_config": {"do_lower_case": False}},
+            "lower case before a tokenizer that keeps it",
+        ),
     ],
-    ids=["dense", "maximum", "two poolings", "prompt"],
+    ids=["dense", "maximum", "two poolings", "prompt", "lower case"],
 )
 def test_parts_of_a_checkpoint_that_this_task_has_not_are_refused(encoder, preprocessor, tmp_path, changes, message):
     path = _sentence_checkpoint(kbl.tasks.TextEncoder(encoder, preprocessor), tmp_path / "hf", **changes)

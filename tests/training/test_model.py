@@ -196,14 +196,14 @@ def test_an_epoch_of_an_endless_dataset_has_the_steps_that_were_asked_for(scope)
     assert model.optimizer.iterations.numpy() == 12  # stock Keras makes 16
 
 
-@pytest.mark.parametrize("repeat", [1, 2, None])
-def test_epochs_of_one_dataset_have_the_steps_that_were_asked_for(scope, repeat):
-    dataset = tf.data.Dataset.from_tensor_slices((TOKENS, LABELS)).batch(5).repeat(repeat)  # 6 batches
+@pytest.mark.parametrize(("repeat", "steps"), [(1, 6), (2, 6), (4, 7), (None, 6)])
+def test_epochs_of_one_dataset_have_the_steps_that_were_asked_for(scope, repeat, steps):
+    dataset = tf.data.Dataset.from_tensor_slices((TOKENS, LABELS)).batch(5).repeat(repeat)  # of 6 batches
     with scope:
         model = functional()
         model.compile(keras.optimizers.SGD(0.1), crossentropy(), steps_per_execution=4)
-    model.fit(dataset, epochs=3, steps_per_epoch=6, shuffle=False, verbose=0)
-    assert model.optimizer.iterations.numpy() == 18
+    model.fit(dataset, epochs=3, steps_per_epoch=steps, shuffle=False, verbose=0)
+    assert model.optimizer.iterations.numpy() == 3 * steps
 
 
 def test_an_evaluation_has_the_steps_that_were_asked_for(scope):
@@ -212,12 +212,23 @@ def test_an_evaluation_has_the_steps_that_were_asked_for(scope):
         model = functional()
         model.compile(keras.optimizers.SGD(0.0), crossentropy(), steps_per_execution=4)
     expected = each_loss(model).mean()
-    assert model.evaluate(dataset, steps=6, verbose=0) == pytest.approx(expected, rel=1e-5)  # all, each once
+    assert model.evaluate(dataset, steps=np.int64(6), verbose=0) == pytest.approx(expected, rel=1e-5)  # all, each once
+    assert np.isfinite(model.test_on_batch(TOKENS, LABELS))
     history = model.fit(
         dataset, epochs=2, steps_per_epoch=6, validation_data=dataset, validation_steps=6, shuffle=False, verbose=0
     ).history
     assert history["val_loss"] == pytest.approx([expected] * 2, rel=1e-5)
     assert model.evaluate(TOKENS, LABELS, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_a_subclass_in_float16_scales_its_loss(is_built):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = Subclass()
+    if is_built:
+        model({"token_ids": TOKENS})
+    model.compile("sgd", crossentropy())
+    assert "loss_scale" in model.fit({"token_ids": TOKENS}, LABELS, verbose=0).history
 
 
 def test_frozen_weights_are_not_moved_back_and_forth(monkeypatch):
