@@ -70,9 +70,7 @@ class PaddedLayout:
 
     def tokens(self, ids: tf.Tensor) -> tf.Tensor:
         """[B, S] -> [B, S]."""
-        if self._padding_mask is not None:
-            _of_batch(self._padding_mask, ids)
-        return ids
+        return ids if self._padding_mask is None else _of_one_batch(self._padding_mask, ids)[1]
 
     def positions(self) -> tf.Tensor:
         """Where in its sequence each token stands: int32 [S], or [B, S] in a packed batch."""
@@ -147,7 +145,7 @@ class UnpaddedLayout:
 
     def tokens(self, ids: tf.Tensor) -> tf.Tensor:
         """[B, S] -> [T]."""
-        _of_batch(self._tensors["row_of_position"], ids)
+        _, ids = _of_one_batch(self._tensors["row_of_position"], ids)
         return tf.gather(tf.reshape(ids, [-1]), self._tensors["position_of_row"])
 
     def positions(self) -> tf.Tensor:
@@ -158,10 +156,8 @@ class UnpaddedLayout:
 
     def remove_padding(self, batch: tf.Tensor) -> tf.Tensor:
         """[B, S, D] -> [T, D]."""
-        place_of_row, row_of_place = (
-            self._tensors["position_of_row"],
-            _of_batch(self._tensors["row_of_position"], batch),
-        )
+        place_of_row = self._tensors["position_of_row"]
+        row_of_place, batch = _of_one_batch(self._tensors["row_of_position"], batch)
 
         # Its gradient is one more gather: TensorFlow's own is a scatter.
         @tf.custom_gradient
@@ -324,7 +320,7 @@ def layout_of(
 ) -> PaddedLayout | UnpaddedLayout:
     """The layout that the call arguments of a layer describe."""
     if layout is None:
-        return PaddedLayout(inputs, padding_mask if padding_mask is None else _of_batch(padding_mask, inputs))
+        return PaddedLayout(inputs, padding_mask if padding_mask is None else _of_one_batch(padding_mask, inputs)[0])
     if padding_mask is not None:
         raise ValueError(
             "`layout` was made of the mask, so there is no `padding_mask` beside it. Received both. Leave the mask out."
@@ -374,17 +370,17 @@ def _check_batch(padding_mask: tf.Tensor, inputs: tf.Tensor) -> None:
         )
 
 
-def _of_batch(padding_mask: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
-    """The mask [B, S], or what was made of it, after a look whether B and S are those of the inputs, [B, S, ...].
+def _of_one_batch(padding_mask: tf.Tensor, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both, after a look whether the mask [B, S], or what was made of it, has the B and S of the inputs, [B, S, ...].
 
     Of a narrower one, indices would take the tokens of a neighbour, and a mask of one column would be broadcast.
     """
     _check_batch(padding_mask, inputs)
     if padding_mask.shape.is_fully_defined() and inputs.shape[:2].is_fully_defined():
-        return padding_mask
+        return padding_mask, inputs
     message = "`padding_mask` must be [B, S], one entry a token. Received another shape than that of the inputs."
     with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(padding_mask), tf.shape(inputs)[:2], message)]):
-        return tf.identity(padding_mask)
+        return tf.identity(padding_mask), tf.identity(inputs)
 
 
 def _where(mask: tf.Tensor) -> tf.Tensor:
