@@ -1,7 +1,7 @@
 """Pretrain a BERT from plain text: vocabulary, masked LM and next sentence, a checkpoint that Hugging Face loads.
 
 Command:  python examples/pretrain.py corpus/*.txt.xz --run runs/mini --steps 14000
-Time:     two hours on two slow cores for 57 million tokens through a BERT-Mini (4 layers of width 256) in mixed_bfloat16
+Time:     two hours on two slow cores for 57 million tokens through a BERT-Mini (4 layers of width 256), in bfloat16
 Result:   runs/mini/hf, for this library and for transformers.AutoModelForPreTraining; curves in runs/mini/curves.png;
           a table of ten sentences with a gap, as the model fills it before and after
 
