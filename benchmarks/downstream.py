@@ -41,14 +41,12 @@ class Task(NamedTuple):
 # === Tasks ===
 def mr_sentence_polarity(data: Path) -> Task:
     """Sentences of film reviews: 9,594 to learn from, a tenth of each class to be asked about."""
-    folder = data / "mr_sentence_polarity"
     parts: dict[str, list] = {"train": [], "test": []}
-    for kind in ("neg", "pos"):
-        lines = (folder / f"rt-polarity.{kind}").read_text(encoding="utf-8").splitlines()
+    for kind, lines in real_text.polar_sentences(data / "mr_sentence_polarity").items():
         cut = len(lines) * 9 // 10
         random.Random(0).shuffle(lines)
-        parts["train"] += [(line.strip(), kind) for line in lines[:cut]]
-        parts["test"] += [(line.strip(), kind) for line in lines[cut:]]
+        parts["train"] += [(line, kind) for line in lines[:cut]]
+        parts["test"] += [(line, kind) for line in lines[cut:]]
     return _task(parts["train"], parts["test"])
 
 

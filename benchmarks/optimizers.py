@@ -89,11 +89,10 @@ def main() -> None:
             for name, chosen in {"train": CORPUS, "held out": [HELD_OUT]}.items()
         }
         lines = []
-        for name, rate in [
-            (each, rate) for each in options.optimizers for rate in RATES[each][: options.trial or None]
-        ]:
-            lines.append(learned(name, rate, corpora, tokenizer, options))
-            print(lines[-1], flush=True)
+        for name in options.optimizers:
+            for rate in RATES[name][:1] if options.trial else RATES[name]:
+                lines.append(learned(name, rate, corpora, tokenizer, options))
+                print(lines[-1], flush=True)
     heading = report.heading("Optimizers", "optimizers", options, packages=("keras_bert_lib", "tensorflow", "keras"))
     rows = f"{options.steps:,} steps of {BATCH_SIZE} rows of {LENGTH} tokens"
     head = [

@@ -81,8 +81,14 @@ def banking77(folder: Path, part: str = "test") -> tuple[list[str], list[str]]:
 
 def mr_sentence_polarity(folder: Path) -> list[str]:
     """Sentences of film reviews, the two classes in turn."""
-    columns = [(folder / f"rt-polarity.{kind}").read_text(encoding="utf-8").splitlines() for kind in ("neg", "pos")]
-    return [text.strip() for pair in zip(*columns, strict=False) for text in pair]
+    return [text for pair in zip(*polar_sentences(folder).values(), strict=False) for text in pair]
+
+
+def polar_sentences(folder: Path) -> dict[str, list[str]]:
+    """Sentences of film reviews, by class."""
+    kinds = ("neg", "pos")
+    lines = {kind: (folder / f"rt-polarity.{kind}").read_text(encoding="utf-8").splitlines() for kind in kinds}
+    return {kind: [line.strip() for line in lines[kind]] for kind in kinds}
 
 
 def squad(folder: Path) -> list[str]:

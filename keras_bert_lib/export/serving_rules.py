@@ -91,16 +91,18 @@ def op_contract(directory: str | pathlib.Path) -> OpContract:
     reached = {
         name: {node.op for node in _reached(signature.outputs.values(), graph, functions)}
         for name, signature in meta_graph.signature_def.items()
-        if name != _INITIALIZATION
     }
     problems = {f"function {name!r} must be compiled by XLA" for name, f in functions.items() if _must_compile(f)}
     problems |= {problem for node in nodes for problem in _problems(node, ops)}
-    problems |= {f"op {op!r} reaches outside of the model: files, or other machines" for op in _outside(meta_graph)}
+    # A model's own variables are read while it is loaded, and for nobody who asks.
+    outside = _outside(meta_graph).union(*(_SAVER_OPS & of_signature for of_signature in reached.values()))
+    problems |= {f"op {op!r} reaches outside of the model: files, or other machines" for op in outside}
     problems |= {
         f"asset {asset.filename!r} lies outside of the model's folder"
         for asset in meta_graph.asset_file_def
         if not _stays_inside(asset.filename)
     }
+    reached.pop(_INITIALIZATION, None)
     signatures = {name: _latest(ops.get(op, OLDEST) for op in names) for name, names in sorted(reached.items())}
     return OpContract(ops, signatures, sorted(problems))
 
@@ -176,13 +178,12 @@ def _outside(meta_graph) -> set[str]:
     assets = {asset.tensor_info.name.split(":")[0] for asset in meta_graph.asset_file_def}
     saver = meta_graph.saver_def
     names = {saver.save_tensor_name, saver.restore_op_name, saver.filename_tensor_name}
-    asked = [node for s in meta_graph.signature_def.values() for node in _reached(s.outputs.values(), graph, functions)]
     of_saver = {function for node in graph.node if node.name in _bare(names) for function in _functions_in(node)}
     of_saver = _with_callers(of_saver, functions, up=False)
     of_tables = _with_callers(
         {name for name, f in functions.items() if any(node.op in _VOCABULARY_OPS for node in f.node_def)}, functions
     )
-    found = {node.op for node in asked if node.op in _SAVER_OPS}
+    found = set()
     for name, function in functions.items():
         for node in function.node_def:
             if node.op in _VOCABULARY_OPS or not _OUTSIDE.search(node.op):
