@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MaskedLMHead, NextSentenceHead
-from keras_bert_lib.tasks.text_task import dtype_policy, symbolic_inputs
+from keras_bert_lib.tasks.text_task import dtype_policy, load_encoder_without_pooler, symbolic_inputs
 from keras_bert_lib.training import FunctionalModel, PretrainingData
 
 
@@ -101,10 +100,8 @@ class BertPretrainer(FunctionalModel):
             FileNotFoundError, ValueError: see `kbl.checkpoints.load_encoder` and `load_preprocessor`.
         """
         directory = checkpoints.fetch(directory_or_hub_id, revision=revision)
-        with warnings.catch_warnings():
-            # A checkpoint without one is of masked LM alone, which needs none.
-            warnings.filterwarnings("ignore", message=".*has no pooler")
-            encoder = checkpoints.load_encoder(directory, dropout=dropout, recompute=recompute)
+        # A checkpoint without a pooler is of masked LM alone, which needs none.
+        encoder = load_encoder_without_pooler(directory, dropout=dropout, recompute=recompute)
         heads = checkpoints.load_heads(directory, encoder)
         if "masked_lm" not in heads:
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any, Literal
 
 import keras
@@ -13,7 +12,7 @@ import tensorflow as tf
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MeanPooler
 from keras_bert_lib.models.named_inputs import NamedInputs
-from keras_bert_lib.tasks.text_task import TextTask, symbolic_inputs
+from keras_bert_lib.tasks.text_task import TextTask, load_encoder_without_pooler, symbolic_inputs
 
 Pooling = Literal["mean", "cls"]
 
@@ -99,10 +98,7 @@ class TextEncoder(TextTask):
         preprocessor = checkpoints.load_preprocessor(
             directory, sequence_length, max_sequence_length=max_sequence_length or says.max_sequence_length
         )
-        with warnings.catch_warnings():
-            # The pooler would be left out.
-            warnings.filterwarnings("ignore", message=".*has no pooler")
-            encoder = checkpoints.load_encoder(directory, dropout=dropout, recompute=recompute)
+        encoder = load_encoder_without_pooler(directory, dropout=dropout, recompute=recompute)
         return cls(
             encoder,
             preprocessor,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import frozen
 from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
 from keras_bert_lib.training import FunctionalModel
@@ -217,6 +220,13 @@ class TextTask(FunctionalModel):
 def dtype_policy(encoder: keras.Model) -> keras.dtype_policies.DTypePolicy:
     """That of its first layer, which its heads share, also when a file is read under another policy of the process."""
     return next(layer for layer in encoder.layers if layer.weights).dtype_policy
+
+
+def load_encoder_without_pooler(directory: pathlib.Path, **options: Any) -> keras.Model:
+    """`kbl.checkpoints.load_encoder` for a task that can do without a pooler: that there is none is no warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has no pooler")
+        return checkpoints.load_encoder(directory, **options)
 
 
 def symbolic_inputs(encoder: keras.Model) -> dict[str, keras.KerasTensor]:
