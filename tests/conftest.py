@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import gc
 import pathlib
 
 import keras
@@ -11,6 +12,11 @@ import pytest
 import tensorflow as tf
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# A traced graph is made of so many small objects that a sixth of the time would go into looking for garbage, mostly
+# among those that the imports have made.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 
 # Replica tests need two devices, and devices can only be split before TensorFlow runs its first op.
 tf.config.set_logical_device_configuration(
@@ -26,6 +32,18 @@ def _fixed_seed_and_policy():
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def graphs_as_written():
+    """TensorFlow runs graphs without rewriting them first, which takes longer than the few tokens of a test.
+
+    For tests of strings and integers, and of what lies around a model. What rewriting does to an answer is seen where
+    numbers are compared, and by the programs of `tests/native`, of `tests/server` and of `examples`.
+    """
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 @pytest.fixture(scope="session")

@@ -54,14 +54,14 @@ def test_what_was_measured_is_not_measured_again(checkpoint, tmp_path, monkeypat
     monkeypatch.setattr(downstream, "fine_tuned", fine_tuned)
     contestants = [downstream.Contestant(row, checkpoint, 2) for row in ("pretrained", "scratch")]
     tasks = {"animals": TASK}
-    lines = downstream.table(tasks, contestants, downstream.FineTunings(tmp_path / "kept.jsonl"))
+    lines = downstream.table(tasks, contestants, "more", downstream.FineTunings(tmp_path / "kept.jsonl"))
     # The rate on a tenth of the texts, which is held out, then two seeds of the best on all.
     tuning = [(54, rate, 100) for rate in (1e-4, 3e-4, 1e-3)]
     wanted = [*tuning, (60, 3e-4, 0), (60, 3e-4, 1)]
     assert asked == [(*each, False) for each in wanted] + [(*each, True) for each in wanted]
     assert lines[2] == "| `animals` | 60 | 70.50 ± 0.71 | 60.50 ± 0.71 | +10.00 ± 0.71 |"
     asked.clear()
-    assert downstream.table(tasks, contestants, downstream.FineTunings(tmp_path / "kept.jsonl")) == lines
+    assert downstream.table(tasks, contestants, "more", downstream.FineTunings(tmp_path / "kept.jsonl")) == lines
     assert not asked
 
 

@@ -22,6 +22,8 @@ from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
 from keras_bert_lib.server import Server
 from keras_bert_lib.tasks import TextClassifier, TextEncoder
 
+pytestmark = pytest.mark.usefixtures("graphs_as_written")
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "dull", "film", "and", "slow", "gem"]
 EXAMPLES = [("a fine film", "good"), ("a dull film", "bad"), ("fine and a gem", "good"), ("slow and dull", "bad")] * 4
 

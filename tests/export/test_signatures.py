@@ -11,6 +11,8 @@ from keras_bert_lib.models import bert
 from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
 from keras_bert_lib.tasks import BertPretrainer, TextClassifier, TextEncoder
 
+pytestmark = pytest.mark.usefixtures("graphs_as_written")
+
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "gem", "of", "film", "two", "hours", "back", "."]
 TEXTS = ["a gem of a film", "", "two hours back . film"]
 

@@ -37,6 +37,11 @@ def small_vocabulary() -> list[str]:
     return SPECIAL + WORDS + letters + suffixes
 
 
+@pytest.fixture(autouse=True)
+def _graphs_as_written(graphs_as_written):
+    """Nothing here but strings and integers."""
+
+
 @pytest.fixture(scope="session")
 def vocabulary() -> list[str]:
     return small_vocabulary()

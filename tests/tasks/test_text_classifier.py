@@ -20,6 +20,8 @@ def _fast(classifier, learning_rate=1e-2, **options):
 
 
 def _fit(classifier, x, y=None, epochs=12, **options):
+    if isinstance(x, tf.data.Dataset):  # each epoch would set up the tokenizer anew
+        x, epochs = x.repeat(epochs), 1
     return classifier.fit(x, y, batch_size=8, epochs=epochs, verbose=0, **options).history
 
 
