@@ -26,10 +26,9 @@ from benchmarks import machine, real_text, report
 
 MAX_SEQUENCE_LENGTH = 128
 # As many steps for all, enough for random weights to learn from few texts. The rate is the best of these on a tenth of
-# the training texts, which is held out for that. all-MiniLM-L6-v2, which costs three times as much, has the one that
-# `TextClassifier` gives its width.
+# the training texts, which is held out for that.
 EPOCHS, LEAST_STEPS, BATCH_SIZE = 3, 900, 32
-RATES = {"pretrained": (1e-4, 3e-4, 1e-3), "scratch": (1e-4, 3e-4, 1e-3), "minilm": (1e-4,)}
+RATES = (1e-4, 3e-4, 1e-3)
 
 
 class Task(NamedTuple):
@@ -162,14 +161,11 @@ class FineTunings:
 
     def best_rate(self, name: str, task: Task, contestant: Contestant) -> float:
         """Of `RATES`, the one that is best on a tenth of the training texts after training on the others."""
-        rates = RATES[contestant.row]
-        if len(rates) == 1:
-            return rates[0]
         examples = list(zip(*task.train, strict=True))
         random.Random(0).shuffle(examples)
         cut = len(examples) * 9 // 10
         tuning = _task(examples[:cut], examples[cut:])
-        return max(rates, key=lambda rate: self.accuracy(name, tuning, contestant, rate, "tuning"))
+        return max(RATES, key=lambda rate: self.accuracy(name, tuning, contestant, rate, "tuning"))
 
     def scores(self, name: str, task: Task, contestant: Contestant) -> list[float]:
         """Percent right at the best rate, one for each seed."""
