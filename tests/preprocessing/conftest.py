@@ -1,6 +1,7 @@
 """A vocabulary small enough to check by hand, and the reference tokenizer beside ours."""
 
 import pytest
+import tensorflow as tf
 import tokenizers
 
 from keras_bert_lib.preprocessing import WordPieceTokenizer
@@ -40,6 +41,17 @@ def small_vocabulary() -> list[str]:
 @pytest.fixture(autouse=True)
 def _graphs_as_written(graphs_as_written):
     """Nothing here but strings and integers."""
+
+
+@pytest.fixture
+def op_by_op():
+    """For tokenizers that are asked once, about few words: a graph of 700 ops takes longer to trace than they to run.
+
+    That a graph answers the same is seen in the other tests of `test_wordpiece`, and in those of exports.
+    """
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="session")

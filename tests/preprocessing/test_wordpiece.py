@@ -44,6 +44,7 @@ def fuzz(seed, count=800):
     return ["".join(rng.choices(HOSTILE, k=rng.choice([1, 2, 5, 12, 40]))) for _ in range(count)]
 
 
+@pytest.mark.usefixtures("op_by_op")
 @pytest.mark.parametrize("case", range(len(GOLDEN["cases"])), ids=lambda i: str(GOLDEN["cases"][i]["options"]))
 def test_golden_rows_are_those_of_the_reference(case, backend):
     """Of the version whose behaviour is frozen here, whatever version is installed."""
@@ -97,12 +98,14 @@ def test_real_vocabularies_equal_the_reference(shared_data, make_reference, name
     assert_equals_reference(tokenizer, reference, texts + fuzz(seed=0))
 
 
+@pytest.mark.usefixtures("op_by_op")
 def test_blank_and_bare_pieces_do_no_harm(make_reference, backend):
     pieces = ["[PAD]", "", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "##", "#", "a", " ", "##a b"]
     tokenizer = WordPieceTokenizer(pieces, backend=backend)
     assert_equals_reference(tokenizer, make_reference(pieces), ["a", "aa", "#", "##a", " ", "a b", ""])
 
 
+@pytest.mark.usefixtures("op_by_op")
 def test_plain_texts_equal_the_reference_under_any_vocabulary(make_reference, backend):
     """ASCII takes a way of its own. Pieces with punctuation inside must not tempt it across the borders of words."""
     rng = random.Random(0)
@@ -169,6 +172,7 @@ def test_short_texts_without_spaces_are_lines_too():
     assert way == 4
 
 
+@pytest.mark.usefixtures("op_by_op")
 def test_a_character_on_which_the_kernel_differs_equals_the_reference(make_reference, backend):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b", "##a", "\U0002b820", "##\U0002b820"]
     tokenizer = WordPieceTokenizer(pieces, backend=backend)
@@ -223,6 +227,7 @@ def test_other_special_tokens_and_limits_equal_the_reference(make_reference, bac
     assert_equals_reference(tokenizer, reference, texts)
 
 
+@pytest.mark.usefixtures("op_by_op")
 def test_the_length_of_a_word_counts_code_points_after_cleaning(vocabulary, backend):
     tokenizer = WordPieceTokenizer(vocabulary, max_input_chars_per_word=6, backend=backend)
     unknown = [vocabulary.index("[UNK]")]
@@ -294,6 +299,7 @@ def test_symbolic_and_eager_outputs_agree(tokenizer):
     assert model(tf.constant(["the film"])).to_list() == tokenizer(["the film"]).to_list()
 
 
+@pytest.mark.usefixtures("op_by_op")
 @pytest.mark.parametrize("unit", ["a", "\x00", "\u0301", "a\u302e\u0301", "[MASK]", "#", "한"], ids=ascii)
 def test_very_long_strings_equal_the_reference(vocabulary, make_reference, unit, backend):
     mask_finder = WordPieceTokenizer(vocabulary, special_tokens_in_text=True, backend=backend)

@@ -1,17 +1,8 @@
-"""A training run to be killed: `test_resume.py` starts it again and again with the same command.
-
-Usage: python resume_program.py CASE DIRECTORY LOG, for each worker of the case "workers" with its TF_CONFIG
-
-Writes a line a step to LOG: epoch, step, then the bits of loss and metric; at the end a hash of all weights and slots.
-"""
-
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+"""A training run to be killed: `test_resume.py` starts it again and again, each time in a new process."""
 
 import contextlib
 import hashlib
-import sys
+import os
 
 import keras
 import numpy as np
@@ -96,14 +87,21 @@ def scope(case):
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
 
 
-if __name__ == "__main__":
+def run(case, directory, log, errors, environment):
+    """What the process does.
+
+    It writes a line a step to `log`: epoch, step, then the bits of loss and metric; at the end a hash of all weights
+    and slots. What goes wrong stands in `errors`. `environment` is the `TF_CONFIG` of one of the "workers".
+    """
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.environ.update(environment)
     for attribute, value in LOSS_SCALE.items():
         setattr(LossScale, attribute, value)
-    log = Log(sys.argv[3])
+    log = Log(log)
     log.line("started")
-    with scope(sys.argv[1]):
-        trained = build(sys.argv[1])
-    fit(trained, *sys.argv[1:3], [log])
+    with scope(case):
+        trained = build(case)
+    fit(trained, case, directory, [log])
     digest = hashlib.sha256()
     for variable in trained.variables + trained.optimizer.variables:
         digest.update(np.asarray(variable.value).tobytes())

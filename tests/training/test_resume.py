@@ -2,13 +2,12 @@
 
 import contextlib
 import itertools
+import multiprocessing
 import os
-import pathlib
 import random
 import re
 import resource
 import signal
-import subprocess
 import sys
 import time
 
@@ -22,10 +21,14 @@ from keras_bert_lib.training.check.processes import cluster_environments
 from keras_bert_lib.training.optimizer_step import LossScale
 from keras_bert_lib.training.run_directory import Checkpoint, RunDirectory
 
+from . import resume_program
 from .resume_program import LOSS_SCALE, build, fit
 
-PROGRAM = pathlib.Path(__file__).with_name("resume_program.py")
 KILLS = 11  # of each of the two cases
+
+# Forks of a process that has imported TensorFlow and run no op of it: thirty processes, and one import.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["keras_bert_lib"])
 
 
 @pytest.fixture(autouse=True)
@@ -512,10 +515,16 @@ def test_bad_arguments_are_refused(tmp_path):
 
 
 def start(case, folder, log="log", environment=None):
-    path = os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(PROGRAM), case, str(folder / "run"), str(folder / log)]
-    with open(folder / f"{log}.errors", "w") as errors:
-        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path} | (environment or {}), stderr=errors)
+    arguments = (case, folder / "run", folder / log, folder / f"{log}.errors", environment or {})
+    process = PROCESSES.Process(target=resume_program.run, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def end(process, timeout=300):
+    """The exit code, `-signal` of a process that was killed, `None` of one that does not end."""
+    process.join(timeout)
+    return process.exitcode
 
 
 def lines(folder, log="log"):
@@ -526,7 +535,7 @@ def lines(folder, log="log"):
 def run_to_the_end(case, folder):
     folder.mkdir()
     process = start(case, folder)
-    assert process.wait(timeout=300) == 0, (folder / "log.errors").read_text()
+    assert end(process) == 0, (folder / "log.errors").read_text()
     return {tuple(line[:2]) if line[0] != "end" else ("end",): line for line in lines(folder)}
 
 
@@ -540,14 +549,14 @@ def test_a_process_may_be_killed_at_any_moment(case, tmp_path):
         known = len(lines(folder))
         process = start(case, folder)
         if kills < KILLS:
-            while len(lines(folder)) < known + moments.choice([1, 2, 3]) and process.poll() is None:
+            while len(lines(folder)) < known + moments.choice([1, 2, 3]) and process.is_alive():
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.02))  # in the middle of a step, or of a checkpoint
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-        elif process.wait(timeout=300) == 0:
+            process.kill()
+            kills += end(process) == -signal.SIGKILL
+        elif end(process) == 0:
             break
-        assert process.returncode in (0, -signal.SIGKILL), (folder / "log.errors").read_text()
+        assert process.exitcode in (0, -signal.SIGKILL), (folder / "log.errors").read_text()
     assert kills == KILLS
     received = lines(folder)
     assert received[-1] == expected["end",]
@@ -561,7 +570,7 @@ def test_sigterm_saves_and_exits_without_a_traceback(tmp_path):
     while len(lines(tmp_path)) < 3:
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=60) == 143
+    assert end(process) == 143
     assert "Traceback" not in (tmp_path / "log.errors").read_text()
     *_, last = lines(tmp_path)
     checkpoint = RunDirectory(tmp_path / "run").newest()
@@ -579,12 +588,11 @@ def test_workers_go_on_after_one_was_killed(tmp_path):
         finally:
             for worker in started:
                 worker.kill()
-                worker.wait()
+                worker.join()
 
     def run_to_the_end(folder):
         with workers(folder) as started:
-            codes = [worker.wait(timeout=300) for worker in started]
-            assert codes == [0, 0], (folder / "log0.errors").read_text()
+            assert [end(worker) for worker in started] == [0, 0], (folder / "log0.errors").read_text()
 
     run_to_the_end(tmp_path / "whole")
     expected = {tuple(line[:2]): line for line in lines(tmp_path / "whole", "log0")}
@@ -594,13 +602,13 @@ def test_workers_go_on_after_one_was_killed(tmp_path):
         while len(lines(folder, "log1")) < 5:
             time.sleep(0.01)
         started[1].terminate()
-        assert [worker.wait(timeout=120) for worker in started] == [143, 143]
+        assert [end(worker) for worker in started] == [143, 143]
     with workers(folder) as (leader, peer):
         while len(lines(folder, "log1")) < 20:  # in the second epoch
             time.sleep(0.01)
-            assert leader.poll() is None, (folder / "log0.errors").read_text()
+            assert leader.is_alive(), (folder / "log0.errors").read_text()
         peer.kill()
-        assert leader.wait(timeout=120) == 1  # TensorFlow gives a peer about 10 s to be heard of again
+        assert end(leader) == 1  # TensorFlow gives a peer about 10 s to be heard of again
     assert "ConnectionError: Another worker of the cluster has ended" in (folder / "log0.errors").read_text()
     run_to_the_end(folder)
     received = lines(folder, "log0")
