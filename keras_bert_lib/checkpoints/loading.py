@@ -11,14 +11,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_bert_lib import layers, models
 from keras_bert_lib.checkpoints import hub
 from keras_bert_lib.checkpoints.hf_config import CheckpointConfig, load_config
 from keras_bert_lib.checkpoints.hf_names import BUFFERS, FAMILIES, Family, Line
 from keras_bert_lib.checkpoints.safetensors_files import Tensor, find_tensors
-from keras_bert_lib.layers.initializers import truncated_normal, weights_start_at_zero
+from keras_bert_lib.layers.initializers import truncated_normal, weights_start_unset
 
 _ENCODERS = {"bert": models.bert, "albert": models.albert}
 
@@ -27,9 +26,6 @@ _OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 
 # Names of one kind that an error spells out: a wrong layer count makes hundreds.
 _SHOWN = 8
-
-# Bytes of a variable that are assigned at once.
-_AT_ONCE = 8 << 20
 
 
 def load_encoder(
@@ -159,7 +155,7 @@ def _new_encoder(family: str, arguments: dict[str, Any], directory: pathlib.Path
             f"embedding_size and hidden_size of {width}."
         )
     try:
-        with weights_start_at_zero():
+        with weights_start_unset():
             return _ENCODERS[family](**arguments)
     except ValueError as error:
         raise ValueError(f"{directory / hub.CONFIG_FILE} describes no encoder that can be built: {error}") from error
@@ -247,18 +243,8 @@ def _assign(
             "needed: `load_encoder(..., ignore=[...])`."
         )
     for line in lines:
-        _fill(by_path[line.ours], line.to_ours([tensors[name].read() for name in line.theirs]))
-
-
-def _fill(variable: keras.Variable, value: np.ndarray) -> None:
-    """Assign, some megabytes after the other: TensorFlow makes a copy of what it is given."""
-    target = variable.value
-    if value.nbytes <= _AT_ONCE or isinstance(target, tf.distribute.DistributedValues):
-        variable.assign(value)
-        return
-    rows = max(_AT_ONCE // value[0].nbytes, 1)
-    for start in range(0, len(value), rows):
-        target[start : start + rows].assign(tf.cast(value[start : start + rows], target.dtype))
+        # A variable takes over the memory of a tensor that nobody else holds; of an array it would make a copy.
+        by_path[line.ours].assign(line.to_ours([tensors[name].read() for name in line.theirs]))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import tensorflow as tf
 
-_zeros = contextvars.ContextVar("weights_start_at_zero", default=False)
+_unset = contextvars.ContextVar("weights_start_unset", default=False)
 
 
-def truncated_normal() -> keras.initializers.Initializer:
+def truncated_normal() -> Callable[..., tf.Tensor]:
     """Normal with standard deviation 0.02, cut at two of them, for every kernel and table.
 
     References: `initializer_range` in google-research/bert `modeling.py` (BertConfig, create_initializer).
     """
-    return keras.initializers.Zeros() if _zeros.get() else keras.initializers.TruncatedNormal(stddev=0.02)
+    return _whatever_is_there if _unset.get() else keras.initializers.TruncatedNormal(stddev=0.02)
 
 
 @contextlib.contextmanager
-def weights_start_at_zero() -> Iterator[None]:
-    """Layers made inside start with zeros: for who sets all weights next, and need not wait for random ones."""
-    token = _zeros.set(True)
+def weights_start_unset() -> Iterator[None]:
+    """Kernels and tables of layers made inside take memory and leave in it what is there: for who sets them all next.
+
+    Memory that is not touched costs no time, and does not count as resident yet.
+    """
+    token = _unset.set(True)
     try:
         yield
     finally:
-        _zeros.reset(token)
+        _unset.reset(token)
+
+
+def _whatever_is_there(shape: Sequence[int], dtype: str) -> tf.Tensor:
+    return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=False)

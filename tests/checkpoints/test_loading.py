@@ -4,8 +4,10 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_bert_lib import checkpoints
+from keras_bert_lib.layers import initializers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 POOLER = ("bert.pooler.", "cls.seq_relationship.")
@@ -46,6 +48,20 @@ def test_names_of_older_versions_load_the_same(copy_of, golden_weights, change):
     copy = copy_of("bert_pretraining")
     copy.change(change)
     assert_same(checkpoints.load_encoder(copy.path), golden_weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [("bert_pretraining", ()), ("bert_encoder", ()), ("albert_pretraining", ()), ("bert_pretraining", POOLER)],
+    ids=["bert", "encoder alone", "albert", "no pooler"],
+)
+@pytest.mark.filterwarnings("ignore:.*has no pooler")
+def test_no_weight_keeps_what_was_in_its_memory(copy_of, name, left_out, monkeypatch):
+    monkeypatch.setattr(initializers, "_whatever_is_there", lambda shape, dtype: tf.fill(shape, tf.cast(np.nan, dtype)))
+    copy = copy_of(name)
+    copy.change(without(*left_out))
+    for variable in checkpoints.load_encoder(copy.path).variables:
+        assert np.isfinite(variable.numpy()).all(), variable.path
 
 
 def test_dropout_can_be_replaced():

@@ -1,7 +1,11 @@
+import pathlib
+import sys
+
 import numpy as np
+import pytest
 
 from keras_bert_lib.layers import FeedForward, MaskedLMHead, SelfAttention, TransformerEmbeddings
-from keras_bert_lib.layers.initializers import truncated_normal
+from keras_bert_lib.layers.initializers import truncated_normal, weights_start_unset
 
 
 def test_normal_of_0_02_cut_at_two_deviations():
@@ -23,3 +27,14 @@ def test_every_kernel_and_table_starts_from_it():
                 assert abs(values.std() - 0.0176) < 1e-3, variable.path
             else:
                 assert np.all(values == (1 if variable.name == "gamma" else 0)), variable.path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is resident is read from /proc, which Linux alone has")
+def test_weights_that_will_be_set_take_no_memory_before():
+    def resident():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    with weights_start_unset():
+        TransformerEmbeddings(1_000_000, 50, 50, 128).build((None, None))  # 200 MB
+    assert resident() - before < 20e6
