@@ -104,10 +104,12 @@ def test_has_second_derivatives():
     np.testing.assert_allclose(found, (slope_at(x + step * along) - slope_at(x - step * along)) / (2 * step), rtol=1e-2)
 
 
+@pytest.mark.parametrize("few", [0, 7, 8, 200])
 @pytest.mark.parametrize("rows", [0, 1, 7])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_one_kernel_equals_the_plain_form(monkeypatch, dtype, rows):
-    """In a graph for inference."""
+def test_one_kernel_equals_the_plain_form(monkeypatch, dtype, rows, few):
+    """In a graph for inference, which has both, for many rows and for few."""
+    monkeypatch.setattr(layer_norm, "_FEW_ROWS", few)
     norm = _norm(dtype=dtype)
     x = tf.cast(np.random.default_rng(0).normal(1, 3, size=(rows, WIDTH)), norm.compute_dtype)
     results = []
@@ -116,7 +118,8 @@ def test_one_kernel_equals_the_plain_form(monkeypatch, dtype, rows):
         function = tf.function(lambda x: norm(x, training=False)).get_concrete_function(
             tf.TensorSpec([None, WIDTH], x.dtype)
         )
-        assert onednn == any(op.type == "FusedBatchNormV3" for op in function.graph.get_operations())
+        operations = {node.op for body in function.graph.as_graph_def().library.function for node in body.node_def}
+        assert onednn == ("FusedBatchNormV3" in operations)
         results.append(tf.cast(function(x), tf.float32).numpy())
     tolerance = {"float32": 2e-6, "mixed_bfloat16": 2.0**-6}[dtype]
     np.testing.assert_allclose(*results, rtol=tolerance, atol=tolerance)
