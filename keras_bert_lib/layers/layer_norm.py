@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import keras
 import tensorflow as tf
 
@@ -47,16 +45,8 @@ class LayerNorm(keras.layers.Layer):
     def call(self, inputs, training=False):
         in_graph = not tf.executing_eagerly()  # The graph pass that fuses runs on graphs alone.
         one_dtype = inputs.dtype == self.compute_dtype and inputs.dtype in (tf.float32, tf.bfloat16)
-        if in_graph and not training and one_dtype and fuses_for_cpu():
-            few = tf.reduce_prod(tf.shape(inputs)[:-1]) < _FEW_ROWS
-            kernel = functools.partial(_one_kernel, inputs, self.gamma, self.beta, self.epsilon)
-            return tf.cond(few, lambda: self._op_by_op(inputs), kernel)
-        return self._op_by_op(inputs)
-
-    def _op_by_op(self, inputs):
-        gamma, beta = (tf.cast(weight, tf.float32) for weight in (self.gamma, self.beta))
-        normalized = _layer_norm(tf.cast(inputs, tf.float32), gamma, beta, self.epsilon)
-        return tf.cast(normalized, self.compute_dtype)
+        has_kernel = in_graph and not training and one_dtype and fuses_for_cpu()
+        return _layer_norm(inputs, self.gamma, self.beta, self.epsilon, self.compute_dtype, has_kernel)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
@@ -65,30 +55,51 @@ class LayerNorm(keras.layers.Layer):
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
-def _layer_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """The norm in float32, with its gradient by hand, which needs fewer passes over the rows than TensorFlow's own."""
+def _layer_norm(x, gamma, beta, epsilon: float, dtype: str, has_kernel: bool) -> tf.Tensor:
+    """The norm in `dtype`, with its gradient by hand, which needs fewer passes over the rows than TensorFlow's own."""
 
     @tf.custom_gradient
     def normalize(x, gamma, beta):
-        centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
-        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-        scale = tf.math.rsqrt(variance + epsilon)
-        normal = centred * scale
+        scales, shifts = (tf.cast(weight, tf.float32) for weight in (gamma, beta))
+        normal, inverse_deviation = _standardized(x, epsilon)
 
         def _rows(tensor):
             return tf.reshape(tensor, [-1, gamma.shape[0]])
 
         def gradient(upstream):
+            upstream = tf.cast(upstream, tf.float32)
             product = upstream * normal
             # Means over the row of upstream * gamma, and of that times `normal`.
-            weights = gamma[:, tf.newaxis] / gamma.shape[0]
-            mean, slope = (tf.reshape(tf.matmul(_rows(t), weights), tf.shape(scale)) for t in (upstream, product))
-            dx = (upstream * gamma - mean - normal * slope) * scale
-            return dx, *(tf.reduce_sum(_rows(t), axis=0) for t in (product, upstream))
+            weights = scales[:, tf.newaxis] / gamma.shape[0]
+            means = (tf.matmul(_rows(tensor), weights) for tensor in (upstream, product))
+            mean, slope = (tf.reshape(column, tf.shape(inverse_deviation)) for column in means)
+            dx = (upstream * scales - mean - normal * slope) * inverse_deviation
+            sums = (tf.reduce_sum(_rows(tensor), axis=0) for tensor in (product, upstream))
+            return tf.cast(dx, x.dtype), *(tf.cast(total, gamma.dtype) for total in sums)
 
-        return normal * gamma + beta, gradient
+        def affine(normal):
+            return tf.cast(normal * scales + shifts, dtype)
 
-    return normalize(x, gamma, beta)
+        if not has_kernel:
+            return affine(normal), gradient
+        # `normal` is for the gradient alone here, and a graph without one leaves it out.
+        few = tf.reduce_prod(tf.shape(x)[:-1]) < _FEW_ROWS
+        op_by_op, one_kernel = (
+            lambda: affine(_standardized(x, epsilon)[0]),
+            lambda: _one_kernel(x, gamma, beta, epsilon),
+        )
+        return tf.cond(few, op_by_op, one_kernel), gradient
+
+    return normalize(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+
+
+def _standardized(x: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Rows of mean 0 and deviation 1, and the inverse of the deviation that they had, in float32."""
+    x = tf.cast(x, tf.float32)
+    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+    inverse_deviation = tf.math.rsqrt(variance + epsilon)
+    return centred * inverse_deviation, inverse_deviation
 
 
 def _one_kernel(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:

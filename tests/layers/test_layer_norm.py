@@ -82,6 +82,26 @@ def test_gradients_equal_finite_differences(shape, training):
             np.testing.assert_allclose(gradient.numpy()[place], np.sum(weights * rise) / 2e-5, atol=2e-4)
 
 
+@pytest.mark.parametrize("rows", [4, 300])
+@pytest.mark.parametrize("shape", [None, "static"])
+def test_gradients_of_a_graph_for_inference_compile_with_xla(monkeypatch, rows, shape):
+    """XLA takes both ways of the forward pass, and would not take their gradients."""
+    monkeypatch.setattr(layer_norm, "fuses_for_cpu", lambda: True)
+    norm = _norm()
+    x = tf.constant(np.random.default_rng(0).normal(size=(rows, WIDTH)), tf.float32)
+
+    def slopes(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = norm(x, training=False)
+        return tape.gradient(y, [x, norm.gamma.value, norm.beta.value], output_gradients=tf.sin(x))
+
+    spec = tf.TensorSpec([shape and rows, WIDTH])
+    compiled = tf.function(slopes, input_signature=[spec], autograph=False, jit_compile=True)
+    for found, expected in zip(compiled(x), slopes(x), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_has_second_derivatives():
     norm = _norm()
     x = tf.constant(np.random.default_rng(0).normal(size=(2, WIDTH)), tf.float32)
