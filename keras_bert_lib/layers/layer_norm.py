@@ -83,12 +83,12 @@ def _layer_norm(x, gamma, beta, epsilon: float, dtype: str, has_kernel: bool) ->
         if not has_kernel:
             return affine(normal), gradient
         # `normal` is for the gradient alone here, and a graph without one leaves it out.
-        few = tf.reduce_prod(tf.shape(x)[:-1]) < _FEW_ROWS
-        op_by_op, one_kernel = (
+        output = tf.cond(
+            tf.reduce_prod(tf.shape(x)[:-1]) < _FEW_ROWS,
             lambda: affine(_standardized(x, epsilon)[0]),
             lambda: _one_kernel(x, gamma, beta, epsilon),
         )
-        return tf.cond(few, op_by_op, one_kernel), gradient
+        return output, gradient
 
     return normalize(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
 
