@@ -104,7 +104,7 @@ KINDS = {
     "fixed width": (classifier, {"sequence_length": 16}, 1e-5),
     "without tf-text": (lambda: classifier(backend="tensorflow"), {}, 1e-5),
     "mixed_bfloat16": (mixed_bfloat16_classifier, {}, 3e-2),
-    "bfloat16": (classifier, {"precision": "bfloat16"}, 5e-2),
+    "bfloat16": (classifier, {"precision": "bfloat16"}, 3e-2),
     "int8": (classifier, {"precision": "int8"}, 2e-2),
     "lookup table": (LookupTask, {}, 1e-5),
 }

@@ -570,7 +570,7 @@ def test_sigterm_saves_and_exits_without_a_traceback(tmp_path):
     while len(lines(tmp_path)) < 3:
         time.sleep(0.01)
     process.terminate()
-    assert end(process) == 143
+    assert end(process, timeout=60) == 143
     assert "Traceback" not in (tmp_path / "log.errors").read_text()
     *_, last = lines(tmp_path)
     checkpoint = RunDirectory(tmp_path / "run").newest()
@@ -602,13 +602,13 @@ def test_workers_go_on_after_one_was_killed(tmp_path):
         while len(lines(folder, "log1")) < 5:
             time.sleep(0.01)
         started[1].terminate()
-        assert [end(worker) for worker in started] == [143, 143]
+        assert [end(worker, timeout=120) for worker in started] == [143, 143]
     with workers(folder) as (leader, peer):
         while len(lines(folder, "log1")) < 20:  # in the second epoch
             time.sleep(0.01)
             assert leader.is_alive(), (folder / "log0.errors").read_text()
         peer.kill()
-        assert end(leader) == 1  # TensorFlow gives a peer about 10 s to be heard of again
+        assert end(leader, timeout=120) == 1  # TensorFlow gives a peer about 10 s to be heard of again
     assert "ConnectionError: Another worker of the cluster has ended" in (folder / "log0.errors").read_text()
     run_to_the_end(folder)
     received = lines(folder, "log0")
