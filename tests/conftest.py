@@ -25,6 +25,13 @@ tf.config.set_logical_device_configuration(
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    """What many tests share is made from seed 0 too, whichever of them asks for it first."""
+    if fixturedef.scope != "function":
+        keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed_and_policy():
     """Each test starts from seed 0 under float32 and leaves no dtype policy behind."""

@@ -297,7 +297,7 @@ class Model(keras.Model):
                     )
                 return report
 
-            run = self._make_function(step, self._train_logs, self._no_report)
+            run = self._make_function(step, self._train_logs, self._no_report, self._make_variables_of_training)
 
             def train(iterator):
                 if self._drop is not None:
@@ -337,7 +337,7 @@ class Model(keras.Model):
                 self.test_step(data)
                 return ()  # there is nothing to report
 
-            run = self._make_function(step, self.get_metrics_result, tuple)
+            run = self._make_function(step, self.get_metrics_result, tuple, self._make_variables_of_losses)
             self.test_function = lambda iterator: run(iterator, self._next_test_steps())[0]
         return self.test_function
 
@@ -484,7 +484,7 @@ class Model(keras.Model):
         compiled = [metric.name for metric in metrics] or ["loss"][: self._compile_loss is not None]
         return ["the sum of add_loss() and regularizers", *compiled]
 
-    def _make_function(self, step, read_logs, no_report):
+    def _make_function(self, step, read_logs, no_report, make_variables):
         """Return the function that runs a number of steps of an iterator, and returns logs and the steps' report.
 
         Metrics are read once all replicas are done, in cross-replica context, where their states are summed. Keras
@@ -494,6 +494,7 @@ class Model(keras.Model):
             step: Runs in replica context on a batch; returns a report, or `()`.
             read_logs: Returns the logs.
             no_report: Returns the report of no step.
+            make_variables: Takes a batch or its specs, before any is traced.
         """
         strategy = self.distribute_strategy
 
@@ -542,16 +543,35 @@ class Model(keras.Model):
 
         def function(iterator, steps):
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                make_variables(iterator.element_spec)
                 is_endless = not getattr(iterator, "_enable_get_next_as_optional", True)
                 count, *result = on_iterators[is_endless](iterator, tf.constant(steps, tf.int32))
                 if self.steps_per_execution > 1 and count == 0:
                     raise StopIteration
                 return result
             for _, batch in zip(range(steps), iterator):  # noqa: B905
+                make_variables(batch)
                 result = on_batch(batch)
             return result
 
         return function
+
+    def _make_variables_of_training(self, batch) -> None:
+        """Make what a first step would make, where it is known: TensorFlow traces a step that makes variables twice."""
+        if self._make_variables_of_losses(batch):
+            self._build_optimizer()
+
+    def _make_variables_of_losses(self, batch) -> bool:
+        """Make those of losses and metrics, given a batch or its specs. Return whether the outputs are known before."""
+        _, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        of_fixed_outputs = isinstance(self, FunctionalModel) and type(self).call is NamedInputs.call
+        if not of_fixed_outputs or isinstance(self.distribute_strategy, _REPLICATED):  # which has made them already
+            return False
+        if all(_has_rank(label) for label in keras.tree.flatten(labels)):
+            for part in (self._compile_loss, self._compile_metrics):
+                if part is not None and not part.built:
+                    part.build(labels, self.output)
+        return True
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Make all variables before the first step where it needs them: on replicas, inside loops, to keep or restore.
@@ -595,6 +615,11 @@ def _sum_over_replicas(tensors):
 def _first_spec(spec: tf.TypeSpec) -> tf.TensorSpec | None:
     """What one replica gets of a part of the data; `None` for a part that is `None`."""
     return next((s for s in tf.nest.flatten(spec, expand_composites=True) if isinstance(s, tf.TensorSpec)), None)
+
+
+def _has_rank(value) -> bool:
+    """Whether the number of axes of an array or a spec is known."""
+    return tf.TensorShape(getattr(value, "shape", None)).rank is not None
 
 
 def _batch_size(x):

@@ -148,7 +148,7 @@ class Muon(AdamW):
             super()._step(index, gradient, variable, rate, weight_decay)
             return
         if self._scalars_of_step:
-            gradient *= tf.cast(self._scalars_of_step["factor"], gradient.dtype)
+            gradient *= tf.cast(self._scalars_of_step["taken"], gradient.dtype)  # and was multiplied by the rest
         mean = self.means[index].value
         mean.assign_add((gradient - mean) * (1.0 - self.momentum))
         ahead = gradient + (mean - gradient) * self.momentum  # Nesterov's

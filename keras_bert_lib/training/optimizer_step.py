@@ -60,8 +60,7 @@ def update(optimizer, gradients, variables, norm, loss_scale) -> None:
         loss_scale: float32 scalar, or `None` for gradients that are not scaled.
     """
     learning_rate = tf.cast(optimizer.learning_rate, tf.float32)
-    gradients, division = _divide(optimizer, gradients, _divisor(optimizer, norm, loss_scale))
-    with division:
+    with _divided(optimizer, gradients, _divisor(optimizer, norm, loss_scale)) as gradients:
         for gradient, variable in zip(_clip(optimizer, gradients), variables, strict=True):
             _update_variable(optimizer, gradient, variable, learning_rate)
     if optimizer.use_ema:
@@ -92,14 +91,14 @@ def _divisor(optimizer, norm, loss_scale):
     return scale * tf.maximum(norm / scale / optimizer.global_clipnorm, 1.0)
 
 
-def _divide(optimizer, gradients, divisor):
-    """Return the gradients, and the context in which they count as divided."""
+def _divided(optimizer, gradients, divisor):
+    """Return the context of the step, which gives its gradients."""
     # An optimizer that divides by itself spares a pass that reads and writes all gradients.
-    if hasattr(optimizer, "divide_gradients") and not (optimizer.clipnorm or optimizer.clipvalue):
-        return gradients, optimizer.divide_gradients(1.0 if divisor is None else divisor)
+    if hasattr(optimizer, "divided") and not (optimizer.clipnorm or optimizer.clipvalue):
+        return optimizer.divided(gradients, 1.0 if divisor is None else divisor)
     if divisor is not None:
         gradients = [gradient / tf.cast(divisor, gradient.dtype) for gradient in gradients]
-    return gradients, contextlib.nullcontext()
+    return contextlib.nullcontext(gradients)
 
 
 def _clip(optimizer, gradients):

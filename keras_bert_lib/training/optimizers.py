@@ -112,7 +112,7 @@ class AdamW(PathwiseAdam):
     embedding tables are made dense, so that a repeated token counts once with its summed gradient.
 
     `kbl.training.Model` clips without a pass over the gradients: it tells the optimizer what they are to be divided by
-    (`divide_gradients`). The slots `mean` and `square_mean` then hold the means over the factors' own, which are more
+    (`divided`). The slots `mean` and `square_mean` then hold the means over the factors' own, which are more
     variables of the optimizer. A training may go on in the loop of `keras.Model`, and come back.
 
     Args:
@@ -136,7 +136,7 @@ class AdamW(PathwiseAdam):
     References: Kingma and Ba 2014, arXiv 1412.6980; Loshchilov and Hutter 2017, arXiv 1711.05101.
     """
 
-    _scalars_of_step = None  # inside of `divide_gradients`
+    _scalars_of_step = None  # inside of `divided`
 
     def __init__(
         self,
@@ -172,8 +172,8 @@ class AdamW(PathwiseAdam):
         self.factor_step = self.add_variable((), "zeros", "int64", name="factor_step")
 
     @contextlib.contextmanager
-    def divide_gradients(self, divisor: tf.Tensor | float) -> Iterator[None]:
-        """The step inside of this context divides its gradients by `divisor`.
+    def divided(self, gradients: Sequence[tf.Tensor], divisor: tf.Tensor | float) -> Iterator[Sequence[tf.Tensor]]:
+        """The step inside of this context takes the gradients that this gives, as if they were divided by `divisor`.
 
         A mean of gradients g_t, each times a factor c_t, is m_t = b m_(t-1) + (1 - b) c_t g_t. Divided by the same mean
         of the factors, k_t = b k_(t-1) + (1 - b) c_t, it is a mean of the undivided gradients once more, with the decay
@@ -188,7 +188,7 @@ class AdamW(PathwiseAdam):
             variable.assign(tf.cast(scalars[name], variable.dtype))
         self._scalars_of_step = scalars
         try:
-            yield
+            yield _times_rest(gradients, scalars["rest"])
         finally:
             self._scalars_of_step = None
 
@@ -218,7 +218,7 @@ class AdamW(PathwiseAdam):
         beta_1, mean, _ = means(betas[0], decayed_mean, taken)
         beta_2, square_mean, bias = means(betas[1], decayed_square, taken**2)
         return {
-            "factor": factor,
+            "taken": taken,
             "rest": factor / taken,
             "beta1": beta_1,
             "beta2": beta_2,
@@ -233,9 +233,10 @@ class AdamW(PathwiseAdam):
         dtype = variable.dtype
         if weight_decay:
             variable.assign_sub(variable * tf.cast(rate * weight_decay, dtype))
-        scalars = self._scalars_of_step or self._scalars(1.0)
-        rest = scalars["rest"]
-        gradient = tf.cond(rest < 1.0, lambda: gradient * tf.cast(rest, dtype), lambda: gradient)
+        scalars = self._scalars_of_step
+        if scalars is None:
+            scalars = self._scalars(1.0)
+            [gradient] = _times_rest([gradient], scalars["rest"])
         zero = tf.zeros([], dtype)  # no bias is left to correct
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
@@ -249,6 +250,15 @@ class AdamW(PathwiseAdam):
             epsilon=tf.cast(scalars["epsilon"], dtype),
             grad=gradient,
         )
+
+
+def _times_rest(gradients: Sequence[tf.Tensor], rest: tf.Tensor) -> Sequence[tf.Tensor]:
+    """The gradients times `rest`, without a pass over them where it is 1, as it is nearly always."""
+    return tf.cond(
+        rest < 1.0,
+        lambda: [gradient * tf.cast(rest, gradient.dtype) for gradient in gradients],
+        lambda: list(gradients),
+    )
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")

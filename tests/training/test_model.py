@@ -287,6 +287,26 @@ def test_a_slice_of_a_batch_runs_through_the_model_once(accumulation_steps):
     assert CountRuns.runs == accumulation_steps
 
 
+@pytest.mark.parametrize("outputs", [("scores",), ("first", "second")])
+def test_a_step_is_traced_once(outputs, monkeypatch):
+    """TensorFlow traces a function twice that makes variables: slots, or the metrics of several losses."""
+    traced = []
+
+    def counted(name):
+        step = getattr(Model, name)
+        return lambda self, data: traced.append(name) or step(self, data)
+
+    for name in ("train_step", "test_step"):
+        monkeypatch.setattr(Model, name, counted(name))
+    model = functional(outputs)
+    model.compile(adamw(1e-3, 1, 10), [crossentropy()] * len(outputs), metrics=[["accuracy"]] * len(outputs))
+    labels = [LABELS] * len(outputs)
+    model.evaluate(TOKENS, labels, batch_size=29, verbose=0)
+    model.fit(TOKENS, labels, batch_size=29, epochs=2, verbose=0)
+    model.train_on_batch(TOKENS, labels)
+    assert traced == ["test_step", "train_step", "train_step"]
+
+
 def test_single_batches_train_and_test():
     model = functional()
     model.compile(keras.optimizers.SGD(0.5), crossentropy(), metrics=["accuracy"])

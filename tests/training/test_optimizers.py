@@ -40,9 +40,10 @@ def test_divided_gradients_give_the_updates_of_smaller_ones(scale):
     rng = np.random.default_rng(1)
     for divisor in scale * np.array([1.0, 8.0, 1.0, 0.01, 30.0, 1.0, 1.0, 5.0]):
         gradients = [tf.constant(rng.normal(size=v.shape).astype("float32")) for v in ours]
-        with optimizer.divide_gradients(tf.constant(divisor, tf.float32)):
-            for gradient, variable in zip(gradients, ours, strict=True):
-                optimizer.update_step(gradient * scale, variable.value, tf.constant(1e-2))
+        scaled = [gradient * scale for gradient in gradients]
+        with optimizer.divided(scaled, tf.constant(divisor, tf.float32)) as taken:
+            for gradient, variable in zip(taken, ours, strict=True):
+                optimizer.update_step(gradient, variable.value, tf.constant(1e-2))
         optimizer.iterations.assign_add(1)
         stock.apply([gradient / (divisor / scale) for gradient in gradients], theirs)
         for a, b in zip(ours, theirs, strict=True):
@@ -61,8 +62,8 @@ def test_a_divisor_far_above_the_others_loses_no_square(divisors):
 
     @tf.function
     def step(gradient, divisor):
-        with optimizer.divide_gradients(divisor):
-            optimizer.update_step(gradient, ours[0].value, tf.constant(1e-2))
+        with optimizer.divided([gradient], divisor) as [taken]:
+            optimizer.update_step(taken, ours[0].value, tf.constant(1e-2))
 
     rng = np.random.default_rng(1)
     for divisor in map(float, divisors):
@@ -196,7 +197,7 @@ def test_an_error_inside_of_a_step_leaves_no_divisor_behind():
     variables = variables_like_bert()
     optimizer = AdamW(0.1)
     optimizer.build(variables)
-    with pytest.raises(KeyError), optimizer.divide_gradients(8.0):
+    with pytest.raises(KeyError), optimizer.divided([tf.zeros([])], 8.0):
         optimizer.update_step(tf.zeros([]), tf.Variable(0.0), 0.1)
     assert optimizer._scalars_of_step is None
 
@@ -249,7 +250,7 @@ def test_iterations_that_were_set_back_start_the_means_anew():
 
 
 def step(optimizer, variables, rate, divisor):
-    with optimizer.divide_gradients(divisor):
-        for variable in variables:
-            optimizer.update_step(divisor * tf.ones(variable.shape), variable.value, rate)
+    with optimizer.divided([divisor * tf.ones(v.shape) for v in variables], divisor) as gradients:
+        for gradient, variable in zip(gradients, variables, strict=True):
+            optimizer.update_step(gradient, variable.value, rate)
     optimizer.iterations.assign_add(1)
