@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,15 +37,8 @@ class Contestant:
         self._process = None
         if self.absent:
             return
-        self._process = subprocess.Popen(
-            [interpreter, "-m", f"benchmarks.{module}"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
+        command = [interpreter, "-m", f"benchmarks.{module}"]
+        self._process = Popen(command, cwd=ROOT, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=environment)
         self.facts = self._ask({**job, "contestant": name})
         self.absent = self.facts.pop("absent", None)
 
@@ -109,17 +102,25 @@ def serve(contestants: dict[str, Callable]) -> None:
     # Whatever a framework prints must not end up among the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    answer = answering(contestants)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
-    def answer(message: dict) -> None:
-        print(json.dumps(message), file=answers, flush=True)
 
-    job = json.loads(sys.stdin.readline())
-    try:
-        facts, turn = contestants[job["contestant"]](job)
-        answer(facts)
-        for _ in sys.stdin:
-            answer(turn())
-    except ModuleNotFoundError as error:
-        answer({"absent": f"not installed (no module named {error.name!r})"})
-    except Exception as error:
-        answer({"absent": f"failed: {' '.join(repr(error).split())[:120]}"})
+def answering(contestants: dict[str, Callable]) -> Callable[[dict], dict]:
+    """What answers the messages to one of the contestants: its job first, then a message for every turn."""
+    turn = None
+
+    def answer(message: dict) -> dict:
+        nonlocal turn
+        try:
+            if turn:
+                return turn()
+            facts, turn = contestants[message["contestant"]](message)
+            return facts
+        except ModuleNotFoundError as error:
+            return {"absent": f"not installed (no module named {error.name!r})"}
+        except Exception as error:
+            return {"absent": f"failed: {' '.join(repr(error).split())[:120]}"}
+
+    return answer

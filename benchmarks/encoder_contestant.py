@@ -161,7 +161,7 @@ def _forward(job: dict, model, names: dict[str, str], versions: dict) -> tuple[R
     function = tf.function(lambda features: model(features, training=False)["sequence_output"], autograph=False)
     forward = function.get_concrete_function(specs)
     assert forward(inputs).shape == (*shape, job["hidden_dim"]), "not the shape of a hidden state"
-    return lambda: forward(inputs), *_tensorflow_product(job, versions)
+    return lambda: forward(inputs), *_product_and_facts(job, versions)
 
 
 def _training(job: dict, encoder, names, versions: dict, keras, optimizer, model_class) -> tuple[Run, Run, dict]:
@@ -176,7 +176,7 @@ def _training(job: dict, encoder, names, versions: dict, keras, optimizer, model
     model.make_train_function()
     step = model.train_function
     batches = iter(tf.data.Dataset.from_tensors((inputs, labels)).repeat())
-    return lambda: step(batches), *_tensorflow_product(job, versions)
+    return lambda: step(batches), *_product_and_facts(job, versions)
 
 
 def _inputs(job: dict, names: dict[str, str]) -> dict:
@@ -188,17 +188,21 @@ def _inputs(job: dict, names: dict[str, str]) -> dict:
     return {names[name]: value for name, value in ours.items()}
 
 
-def _tensorflow_product(job: dict, versions: dict) -> tuple[Run, dict]:
+def _product_and_facts(job: dict, versions: dict) -> tuple[Run, dict]:
     import tensorflow as tf
     from tensorflow.python.util import _pywrap_util_port  # The only place that tells whether oneDNN is really on.
 
-    product_type = tf.float32 if job["precision"] == "float32" else tf.bfloat16
-    rows, inner, columns = PRODUCT
-    left = tf.Variable(tf.cast(tf.random.normal([rows, inner]), product_type))
-    right = tf.Variable(tf.cast(tf.random.normal([inner, columns]), product_type))
-    product = tf.function(lambda: tf.matmul(left, right), autograph=False).get_concrete_function()
     facts = {"versions": {"tensorflow": tf.__version__, **versions}, "onednn": _pywrap_util_port.IsMklEnabled()}
-    return product, facts
+    return tensorflow_product("float32" if job["precision"] == "float32" else "bfloat16"), facts
+
+
+def tensorflow_product(dtype: str) -> Run:
+    """The product of the peak, in TensorFlow."""
+    import tensorflow as tf
+
+    rows, inner, columns = PRODUCT
+    left, right = (tf.Variable(tf.cast(tf.random.normal(shape), dtype)) for shape in ([rows, inner], [inner, columns]))
+    return tf.function(lambda: tf.matmul(left, right), autograph=False).get_concrete_function()
 
 
 # === Turns ===
@@ -232,7 +236,9 @@ def _timed(contestant: Callable[[dict], tuple[Run, Run, dict]]) -> Callable:
     return prepare
 
 
+CONTESTANTS = {
+    f.__name__: _timed(f) for f in (keras_bert_lib, keras_bert_lib_frozen, keras_hub, model_garden, transformers)
+}
+
 if __name__ == "__main__":
-    serve(
-        {f.__name__: _timed(f) for f in (keras_bert_lib, keras_bert_lib_frozen, keras_hub, model_garden, transformers)}
-    )
+    serve(CONTESTANTS)

@@ -152,14 +152,15 @@ def measure(question: Question, options: argparse.Namespace) -> dict[str, list[f
     for turn in range(options.rounds):
         for curve, seconds in best.items():
             for i, work in enumerate(works):
-                seconds[i] = min(seconds[i], best_seconds(work[curve]))
+                seconds[i] = min(seconds[i], best_seconds(work[curve], 0.0 if options.trial else SECONDS))
         print(f"{question.variable}: round {turn + 1} of {options.rounds}", file=sys.stderr)
     return best
 
 
-def best_seconds(run: Run) -> float:
+def best_seconds(run: Run, at_least: float) -> float:
+    """The best of some calls, which go on for so many seconds."""
     best, began, calls = math.inf, time.perf_counter(), 0
-    while calls < CALLS or time.perf_counter() - began < SECONDS:
+    while calls < CALLS or time.perf_counter() - began < at_least:
         start = time.perf_counter()
         run()
         best = min(best, time.perf_counter() - start)

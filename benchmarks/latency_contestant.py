@@ -201,9 +201,11 @@ def _loading(contestant: Callable[[], tuple[dict, Callable]]) -> Callable:
     return prepare
 
 
+OURS = (served_float32, served_mixed_bfloat16, served_int8, predict)
+PEERS = (transformers_float32, transformers_bfloat16, onnx_float32, onnx_int8)
+CONTESTANTS = {f.__name__: _timed(f) for f in (*OURS, *PEERS)}
+CONTESTANTS |= {f.__name__: _loading(f) for f in (load_keras_bert_lib, load_transformers)}
+CONTESTANTS["write_onnx"] = write_onnx
+
 if __name__ == "__main__":
-    answering = (served_float32, served_mixed_bfloat16, served_int8, predict)
-    answering += (transformers_float32, transformers_bfloat16, onnx_float32, onnx_int8)
-    loading = (load_keras_bert_lib, load_transformers)
-    timed = {f.__name__: _timed(f) for f in answering} | {f.__name__: _loading(f) for f in loading}
-    serve({**timed, "write_onnx": write_onnx})
+    serve(CONTESTANTS)

@@ -94,6 +94,8 @@ def _loading(contestant: Callable[[], tuple[dict, Callable]]) -> Callable:
     return prepare
 
 
+CONTESTANTS = {name: _passes(name) for name in IMPORTS}
+CONTESTANTS |= {f.__name__: _loading(f) for f in (load_keras_bert_lib, load_transformers)}
+
 if __name__ == "__main__":
-    loading = {f.__name__: _loading(f) for f in (load_keras_bert_lib, load_transformers)}
-    serve({name: _passes(name) for name in IMPORTS} | loading)
+    serve(CONTESTANTS)

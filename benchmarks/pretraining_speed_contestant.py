@@ -255,12 +255,13 @@ def _timed(contestant: Callable[[dict], tuple[Step, list, dict]]) -> Callable:
     return prepare
 
 
+CONTESTANTS = {
+    "keras_bert_lib": _timed(keras_bert_lib),
+    "keras_bert_lib_keep": _timed(partial(keras_bert_lib, padding="keep")),
+    "model_garden": _timed(model_garden),
+    "transformers": _timed(transformers),
+    "transformers_compiled": _timed(partial(transformers, compiled=True)),
+}
+
 if __name__ == "__main__":
-    contestants = {
-        "keras_bert_lib": keras_bert_lib,
-        "keras_bert_lib_keep": partial(keras_bert_lib, padding="keep"),
-        "model_garden": model_garden,
-        "transformers": transformers,
-        "transformers_compiled": partial(transformers, compiled=True),
-    }
-    serve({name: _timed(contestant) for name, contestant in contestants.items()})
+    serve(CONTESTANTS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest import serve
+from benchmarks.encoder import product_flops
+from benchmarks.encoder_contestant import PRODUCT, PRODUCTS_PER_ROUND, tensorflow_product
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 5e-5, 0.01, 1.0
 PRECISIONS = ("mixed_bfloat16", "bfloat16", "float32")
@@ -51,8 +54,8 @@ def keras_bert_lib(job: dict, texts: list[str], precision: str) -> tuple[Encode,
         return encoder.encode(texts)
 
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__, "keras_bert_lib": kbl.__version__}
-    tokens = _real_tokens(encoder.preprocessor, texts)
-    return encode, {"versions": versions, "tokens": tokens}
+    tokens = _lengths(encoder.preprocessor, texts).sum()
+    return encode, {"versions": versions, "tokens": int(tokens)}
 
 
 def keras_hub(job: dict, texts: list[str]) -> tuple[Encode, dict]:
@@ -191,8 +194,9 @@ def _by_length(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
-def _real_tokens(preprocessor, texts: list[str]) -> int:
-    return int(preprocessor(texts)["padding_mask"].numpy().sum())
+def _lengths(preprocessor, texts: list[str]) -> np.ndarray:
+    """Real tokens of each text."""
+    return preprocessor(texts)["padding_mask"].numpy().sum(axis=1)
 
 
 def _fixed_length(lengths: Iterable[int], job: dict) -> int:
@@ -310,7 +314,7 @@ def fit_keras_bert_lib(job: dict, train: Labelled) -> tuple[Callable, Encode, di
     # The default's optimizer, but at a constant rate: the default compiles anew for each `fit`, and every pass is one.
     classifier.compile(kbl.training.adamw(LEARNING_RATE, 0, 10**9, WEIGHT_DECAY, CLIP_NORM))
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__, "keras_bert_lib": kbl.__version__}
-    facts = {"versions": versions, "tokens": _real_tokens(classifier.preprocessor, train[0])}
+    facts = {"versions": versions, "tokens": int(_lengths(classifier.preprocessor, train[0]).sum())}
     run = partial(classifier.fit, *train, batch_size=job["batch_size"], verbose=0)
     return run, partial(classifier.predict, verbose=0), facts
 
@@ -399,6 +403,29 @@ def random_checkpoint(job: dict) -> tuple[dict, Callable]:
     return {}, dict
 
 
+def matrix_products(job: dict, works: int) -> tuple[dict, Callable]:
+    """No contestant but a limit: the encoder's products for the real tokens, each `works` times, at the peak's rate."""
+    import keras_bert_lib as kbl
+
+    texts = json.loads(Path(job["texts"]).read_text(encoding="utf-8"))
+    texts = texts["train"] if "classes" in job else texts
+    config = json.loads((Path(job["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
+    sizes = {"hidden_dim": config["hidden_size"], "num_layers": config["num_hidden_layers"]}
+    sizes |= {"intermediate_dim": config["intermediate_size"], "batch_size": 1}
+    task = kbl.tasks.TextEncoder.from_pretrained(job["checkpoint"], max_sequence_length=job["sequence_length"])
+    lengths = _lengths(task.preprocessor, texts).tolist()
+    operations = works * sum(product_flops({**sizes, "sequence_length": length}) for length in lengths)
+    product = tensorflow_product("bfloat16")
+
+    def turn():
+        runs = [_timed(product) for _ in range(PRODUCTS_PER_ROUND)]
+        share = operations / (2 * math.prod(PRODUCT))
+        return {name: [share * min(run[name][0] for run in runs)] for name in runs[0]}
+
+    turn()
+    return {}, turn
+
+
 def _inference(contestant: Callable) -> Callable:
     def prepare(job: dict) -> tuple[dict, Callable]:
         texts = json.loads(Path(job["texts"]).read_text(encoding="utf-8"))
@@ -450,8 +477,13 @@ TRAINING = {
     "fit_keras_hub_64": partial(fit_keras_hub, length=64),
     "fit_transformers": fit_transformers,
 }
+CONTESTANTS = {
+    **{name: _inference(function) for name, function in INFERENCE.items()},
+    **{name: _training(function) for name, function in TRAINING.items()},
+    "products_of_inference": partial(matrix_products, works=1),
+    "products_of_training": partial(matrix_products, works=3),  # the gradients are two more
+    "random_checkpoint": random_checkpoint,
+}
 
 if __name__ == "__main__":
-    contestants = {name: _inference(function) for name, function in INFERENCE.items()}
-    contestants |= {name: _training(function) for name, function in TRAINING.items()}
-    serve({**contestants, "random_checkpoint": random_checkpoint})
+    serve(CONTESTANTS)

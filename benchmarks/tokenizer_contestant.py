@@ -114,6 +114,9 @@ def _timed(contestant: Callable[[dict], tuple[dict, Callable]]) -> Callable:
     return prepare
 
 
+CONTESTANTS = {
+    f.__name__: _timed(f) for f in (ids, offsets, core_ids, core_offsets, rust_ids, rust_offsets, fast_bert, keras_hub)
+}
+
 if __name__ == "__main__":
-    contestants = (ids, offsets, core_ids, core_offsets, rust_ids, rust_offsets, fast_bert, keras_hub)
-    serve({f.__name__: _timed(f) for f in contestants})
+    serve(CONTESTANTS)

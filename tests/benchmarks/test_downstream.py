@@ -10,7 +10,7 @@ import pytest
 import keras_bert_lib as kbl
 from benchmarks import downstream
 
-from . import trial
+from . import trial_here
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "dog", "cow", "eats", "sees", "fish", "the"]
 EXAMPLES = [(f"the {animal} {verb} fish", animal) for animal in ("cat", "dog", "cow") for verb in ("eats", "sees")]
@@ -79,7 +79,7 @@ def test_other_weights_are_measured_anew_but_not_from_scratch(checkpoint, tmp_pa
 
 def test_the_report_is_written(checkpoint, tmp_path):
     output = tmp_path / "downstream.md"
-    text = trial(output, "downstream", "--trial", "--checkpoint", str(checkpoint))
+    text = trial_here(output, "downstream", "--trial", "--checkpoint", str(checkpoint))
     assert "| task | texts | pretrained | the same, from scratch | what pretraining adds |" in text
     assert re.search(r"\| `made up` \| [\d,]+ \| [\d.]+ \(one seed\) \| [\d.]+ \(one seed\) \| [+-][\d.]+ \|", text)
     assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 2 * (3 + 1)  # rates and one seed

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.encoder import product_flops
 
-from . import trial
+from . import trial, trial_here
 
 
 def test_operations_of_bert_base_are_those_of_its_products():
@@ -14,9 +14,9 @@ def test_operations_of_bert_base_are_those_of_its_products():
     assert product_flops(job) == 12 * (2 * 1_024 * products + 2 * 2 * 8 * 128 * 128 * 768)
 
 
-@pytest.mark.parametrize("work", ["forward", "training"])
-def test_encoder_writes_a_table(work, tmp_path):
+@pytest.mark.parametrize(("work", "start"), [("forward", trial), ("training", trial_here)])
+def test_encoder_writes_a_table(work, start, tmp_path):
     options = ["--trial", "--calls", "1", "--models", "MiniLM-L6", "--precisions", "float32"]
-    text = trial(tmp_path / "table.md", "encoder", work, *options)
+    text = start(tmp_path / "table.md", "encoder", work, *options)
     assert re.search(r"^\| this library \| [\d.]+ \|", text, re.MULTILINE)
     assert "| KerasHub | not asked for |" in text

@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks.growth import fit
 
-from . import trial
+from . import trial_here
 
 
 def test_fit_finds_the_exponent_of_the_upper_half():
@@ -12,7 +12,7 @@ def test_fit_finds_the_exponent_of_the_upper_half():
 
 
 def test_growth_writes_its_table_and_figures(tmp_path):
-    text = trial(tmp_path / "growth.md", "growth", "--trial")
+    text = trial_here(tmp_path / "growth.md", "growth", "--trial")
     assert "| exponent | the algorithm's |" in text
     for name in ("length", "batch", "layers", "vocabulary", "documents"):
         assert text.count(f"[figure](growth_{name}.png)") == 2

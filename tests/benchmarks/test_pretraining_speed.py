@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.pretraining_speed_contestant import batches_of, check_first_loss
 
-from . import trial
+from . import trial_here
 
 JOB = {"vocabulary_size": 1_000, "sequence_length": 128, "predictions": 20, "batch_size": 50, "batches": 20}
 
@@ -53,7 +53,7 @@ def test_a_first_loss_without_next_sentence_is_refused():
 
 def test_pretraining_speed_writes_a_table(tmp_path):
     options = ["--trial", "--cases", "mini-32", "--texts", "documents", "--precisions", "float32", "--batches", "2"]
-    text = trial(tmp_path / "table.md", "pretraining_speed", *options)
+    text = trial_here(tmp_path / "table.md", "pretraining_speed", *options)
     number = r"[\d,.]+"
     assert re.search(
         rf"^\| this library \| {number} \| {number} \| 0% \| {number} \| {number} \| 1\.00 \|$", text, re.M

@@ -6,7 +6,7 @@ import re
 from benchmarks import all as everything
 from benchmarks import corpora
 
-from . import trial
+from . import trial_here
 
 BOOK = "One sentence.\nAnother one.\n\nA new book begins.\n" * 30
 
@@ -15,7 +15,7 @@ def test_tokenizer_writes_a_table(tmp_path):
     vocabulary, texts = tmp_path / "vocab.txt", tmp_path / "texts.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "sentence", "."]))
     texts.write_text("One sentence.\n" * 300)
-    text = trial(tmp_path / "table.md", "tokenizer", "--corpus", "made up", str(texts), str(vocabulary))
+    text = trial_here(tmp_path / "table.md", "tokenizer", "--corpus", "made up", str(texts), str(vocabulary))
     for row in ("this library, ids", "this library, with offsets", "Rust tokenizers, encode_batch_fast"):
         assert re.search(rf"^\| {row} \| [\d.]+ \|", text, re.MULTILINE), row
 
