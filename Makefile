@@ -11,7 +11,7 @@ demo: .venv/demo
 test: .venv/test lint
 	$(PYTEST) --ignore tests/benchmarks
 
-# Every benchmark at toy size: four minutes, most of them imports of TensorFlow in processes of their own.
+# Every benchmark at toy size: four minutes on two cores at half of their rate.
 test-benchmarks: .venv/test
 	$(PYTEST) tests/benchmarks
 
