@@ -412,8 +412,8 @@ def matrix_products(job: dict, works: int) -> tuple[dict, Callable]:
     config = json.loads((Path(job["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
     sizes = {"hidden_dim": config["hidden_size"], "num_layers": config["num_hidden_layers"]}
     sizes |= {"intermediate_dim": config["intermediate_size"], "batch_size": 1}
-    task = kbl.tasks.TextEncoder.from_pretrained(job["checkpoint"], max_sequence_length=job["sequence_length"])
-    lengths = _lengths(task.preprocessor, texts).tolist()
+    preprocessor = kbl.checkpoints.load_preprocessor(job["checkpoint"], max_sequence_length=job["sequence_length"])
+    lengths = _lengths(preprocessor, texts).tolist()
     operations = works * sum(product_flops({**sizes, "sequence_length": length}) for length in lengths)
     product = tensorflow_product("bfloat16")
 

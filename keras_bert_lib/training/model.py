@@ -563,13 +563,14 @@ class Model(keras.Model):
 
     def _make_variables_of_losses(self, batch) -> bool:
         """Make those of losses and metrics, given a batch or its specs. Return whether the outputs are known before."""
-        _, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
         of_fixed_outputs = isinstance(self, FunctionalModel) and type(self).call is NamedInputs.call
         if not of_fixed_outputs or isinstance(self.distribute_strategy, _REPLICATED):  # which has made them already
             return False
-        if all(_has_rank(label) for label in keras.tree.flatten(labels)):
-            for part in (self._compile_loss, self._compile_metrics):
-                if part is not None and not part.built:
+        parts = (self._compile_loss, self._compile_metrics)
+        if unbuilt := [part for part in parts if part is not None and not part.built]:
+            _, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            if all(_has_rank(label) for label in keras.tree.flatten(labels)):
+                for part in unbuilt:
                     part.build(labels, self.output)
         return True
 
