@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers import RemovePadding, RestorePadding, SelfAttention, TokenLayout
+from keras_bert_lib.layers import RemovePadding, RestorePadding, SelfAttention, TokenLayout, self_attention
 
 from . import numpy_reference as reference
 
@@ -60,6 +60,35 @@ def test_large_scores_do_not_overflow():
     layer = _attention()
     expected = reference.attention(30 * X, MASK, 2, reference.weights_of(layer))
     np.testing.assert_allclose(layer(30 * X, padding_mask=MASK), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_softmax_rounds_once_and_so_does_its_gradient(dtype, in_graph):
+    rng = np.random.default_rng(0)
+    scores = tf.cast(rng.normal(scale=8.0, size=(4, 300)), dtype)
+    upstream = tf.cast(rng.normal(size=scores.shape), dtype)
+
+    def both(scores):
+        with tf.GradientTape() as tape:
+            tape.watch(scores)
+            weights = self_attention._softmax(scores)
+        return weights, tape.gradient(weights, scores, output_gradients=upstream)
+
+    weights, slopes = (tf.function(both, autograph=False) if in_graph else both)(scores)
+    assert weights.dtype == slopes.dtype == scores.dtype
+    expected = np.exp(scores.numpy().astype("float64"))
+    expected /= expected.sum(axis=-1, keepdims=True)
+    rounding = {"float32": 1e-5, "bfloat16": 2**-8, "float16": 2**-10}[dtype]
+    smallest = {"float16": 1e-4}.get(dtype, 1e-30)  # below it float16 has fewer digits
+    np.testing.assert_allclose(weights.numpy().astype("float64"), expected, rtol=rounding, atol=smallest)
+    mean = np.sum(upstream.numpy() * expected, axis=-1, keepdims=True, dtype="float64")
+    np.testing.assert_allclose(
+        slopes.numpy().astype("float64"),
+        expected * (upstream.numpy() - mean),
+        rtol=4 * rounding,
+        atol=4 * rounding / 300,
+    )
 
 
 def test_output_at_one_token_sees_every_real_token_and_no_other():
