@@ -18,6 +18,19 @@ SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
+# Whoever gives up an iterator whose parallelism tf.data tunes waits for its tuning thread, which often misses the call to
+# stop and sleeps on, as long as the iterator had lived or a minute. Tests give up thousands; their results are the same.
+_iterated = tf.data.Dataset._apply_debug_options
+
+
+def _iterated_without_autotuning(dataset):
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return _iterated(dataset.with_options(options))
+
+
+tf.data.Dataset._apply_debug_options = _iterated_without_autotuning
+
 # Replica tests need two devices, and devices can only be split before TensorFlow runs its first op.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
