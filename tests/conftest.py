@@ -18,8 +18,8 @@ SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
-# Whoever gives up an iterator whose parallelism tf.data tunes waits for its tuning thread, which often misses the call to
-# stop and sleeps on, as long as the iterator had lived or a minute. Tests give up thousands; their results are the same.
+# Whoever gives up an iterator whose parallelism tf.data tunes waits for its tuning thread, which often misses the call
+# to stop and sleeps on, as long as the iterator had lived, or a minute. Tests give up thousands.
 _iterated = tf.data.Dataset._apply_debug_options
 
 

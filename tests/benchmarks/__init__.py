@@ -22,11 +22,12 @@ def trial(output: pathlib.Path, module: str, *arguments: str) -> str:
     return output.read_text(encoding="utf-8")
 
 
-def trial_here(output: pathlib.Path, module: str, *arguments: str) -> str:
+def trial_here(output: pathlib.Path, module: str, *arguments: str, contestants_here: bool = True) -> str:
     """The same in this process, its contestants too: TensorFlow's import takes longer than what a trial measures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [module, *arguments, *_options(output)])
-        patch.setattr(contest, "Popen", _ContestantHere)
+        if contestants_here:
+            patch.setattr(contest, "Popen", _ContestantHere)
         patch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda threads: None)  # it is too late
         importlib.import_module(f"benchmarks.{module}").main()
     return output.read_text(encoding="utf-8")

@@ -3,12 +3,12 @@ import sys
 
 import pytest
 
-from . import trial
+from . import trial_here
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peaks are read from /proc, which Linux alone has")
 def test_memory_writes_its_tables(tmp_path):
-    text = trial(tmp_path / "memory.md", "memory", "--trial")
+    text = trial_here(tmp_path / "memory.md", "memory", "--trial", contestants_here=False)
     assert "### Forward pass" in text
     assert "### Training step" in text
     rows = re.findall(r"^\| this library \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", text, re.MULTILINE)
