@@ -18,8 +18,8 @@ SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
-# Whoever gives up an iterator whose parallelism tf.data tunes waits for its tuning thread, which often misses the call
-# to stop and sleeps on, as long as the iterator had lived, or a minute. Tests give up thousands.
+# Nor does tf.data tune the datasets that tests make, for the reason that `training.epochs.loaded` gives: they give up
+# thousands of iterators. All iterators come by this method.
 _iterated = tf.data.Dataset._apply_debug_options
 
 

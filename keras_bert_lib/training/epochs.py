@@ -71,8 +71,9 @@ class EpochsInMemory(Epochs):
 
 def loaded(rows: tf.data.Dataset, load: Callable) -> tf.data.Dataset:
     """Map rows of batches to batches, while the model is at the one before."""
-    # Without tf.data's autotuning: an iterator whose parallelism it tunes cannot be given up before its thread wakes
-    # up, which takes as long again as half of what it ran.
+    # Without tf.data's autotuning: whoever gives up an iterator that it tunes waits for its thread, and TensorFlow 2.21
+    # wakes that before it sets the flag that tells it to stop. Now and then it sleeps on, as long as the iterator had
+    # lived, at most a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
     return rows.map(load, num_parallel_calls=2).prefetch(2).with_options(options)

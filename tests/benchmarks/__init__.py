@@ -23,7 +23,8 @@ def trial(output: pathlib.Path, module: str, *arguments: str) -> str:
 
 
 def trial_here(output: pathlib.Path, module: str, *arguments: str, contestants_here: bool = True) -> str:
-    """The same in this process, its contestants too: TensorFlow's import takes longer than what a trial measures."""
+    """The same in this process: TensorFlow's import takes longer than what a trial measures. So are its contestants,
+    unless what they answer depends on being processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [module, *arguments, *_options(output)])
         if contestants_here:

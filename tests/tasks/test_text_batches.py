@@ -143,7 +143,7 @@ def test_a_dataset_that_is_not_batched_is_refused(preprocessor):
 
 
 def test_batches_are_not_tuned_by_tf_data(preprocessor):
-    """Its thread would hold up the end of every epoch; see `TextBatches._load`. A caller's dataset is the caller's."""
+    """Its thread would hold up the end of every epoch; see `loaded`. A caller's dataset is the caller's."""
     batches = TextBatches(TEXTS, preprocessor, (NUMBERS,))
     for dataset in (_epoch(batches.shuffled(2)), batches.sorted(2)[0], _epoch(batches.in_order(2))):
         assert dataset.options().autotune.enabled is False
