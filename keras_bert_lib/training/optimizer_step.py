@@ -59,12 +59,25 @@ def update(optimizer, gradients, variables, norm, loss_scale) -> None:
         norm: float32 scalar: norm of all `gradients` together.
         loss_scale: float32 scalar, or `None` for gradients that are not scaled.
     """
+    _check_built(optimizer, variables)
     learning_rate = tf.cast(optimizer.learning_rate, tf.float32)
-    with _divided(optimizer, gradients, _divisor(optimizer, norm, loss_scale)) as gradients:
+    divisor = _divisor(optimizer, norm, loss_scale)
+    with _whole_step(optimizer, gradients, variables, divisor, learning_rate) as gradients:
         for gradient, variable in zip(_clip(optimizer, gradients), variables, strict=True):
             _update_variable(optimizer, gradient, variable, learning_rate)
     if optimizer.use_ema:
         _update_averages(optimizer)
+
+
+def _check_built(optimizer, variables):
+    for variable in variables:
+        try:
+            optimizer._get_variable_index(variable.value)
+        except KeyError:
+            raise ValueError(
+                f"The optimizer was not built for the variable {variable.path!r}. Call compile() with a new optimizer "
+                "after a layer was added or made trainable."
+            ) from None
 
 
 def _update_variable(optimizer, gradient, variable, learning_rate):
@@ -72,13 +85,7 @@ def _update_variable(optimizer, gradient, variable, learning_rate):
     # Of Keras's optimizers. Ours exclude all variables from it and decay each at its own rate, in `update_step`.
     if optimizer.weight_decay is not None and optimizer._use_weight_decay(value):
         value.assign_sub(value * tf.cast(optimizer.weight_decay * learning_rate, value.dtype))
-    try:
-        optimizer.update_step(gradient, value, learning_rate)
-    except KeyError:
-        raise ValueError(
-            f"The optimizer was not built for the variable {variable.path!r}. Call compile() with a new optimizer "
-            "after a layer was added or made trainable."
-        ) from None
+    optimizer.update_step(gradient, value, learning_rate)
     if variable.constraint is not None:
         variable.assign(variable.constraint(variable))
 
@@ -91,11 +98,11 @@ def _divisor(optimizer, norm, loss_scale):
     return scale * tf.maximum(norm / scale / optimizer.global_clipnorm, 1.0)
 
 
-def _divided(optimizer, gradients, divisor):
+def _whole_step(optimizer, gradients, variables, divisor, learning_rate):
     """Return the context of the step, which gives its gradients."""
     # An optimizer that divides by itself spares a pass that reads and writes all gradients.
-    if hasattr(optimizer, "divided") and not (optimizer.clipnorm or optimizer.clipvalue):
-        return optimizer.divided(gradients, 1.0 if divisor is None else divisor)
+    if hasattr(optimizer, "whole_step") and not (optimizer.clipnorm or optimizer.clipvalue):
+        return optimizer.whole_step(gradients, variables, 1.0 if divisor is None else divisor, learning_rate)
     if divisor is not None:
         gradients = [gradient / tf.cast(divisor, gradient.dtype) for gradient in gradients]
     return contextlib.nullcontext(gradients)

@@ -16,6 +16,10 @@ NO_WEIGHT_DECAY = ("bias$", "beta$", "gamma$", "scale$")
 # Least factor of a step that AdamW's kernel is told of, as a share of the root of their mean square: see `AdamW`.
 _LEAST_FACTOR = 0.1
 
+# Least share of a weight that AdamW's decay takes at once. float32 rounds one of this size by a hundredth at most, and
+# the 5e-7 of a step of fine-tuning by a tenth.
+_LEAST_DECAY = 2.0**-18
+
 
 class PathwiseAdam(keras.optimizers.Optimizer):
     """What `AdamW`, `Lamb` and `Muon` share: means for every variable, and settings by patterns of its path.
@@ -34,6 +38,8 @@ class PathwiseAdam(keras.optimizers.Optimizer):
         learning_rate_multipliers: Factor on the learning rate by pattern; the first that matches counts, 1 for others.
         **kwargs: Of `keras.optimizers.Optimizer`.
     """
+
+    _step_decays = True
 
     def __init__(
         self,
@@ -83,12 +89,13 @@ class PathwiseAdam(keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         rate = tf.cast(learning_rate, tf.float32) * self._multipliers[index]
-        self._step(index, gradient, variable, rate, self.weight_decay if self._decays[index] else None)
+        decays = self._decays[index] and self._step_decays
+        self._step(index, gradient, variable, rate, self.weight_decay if decays else None)
 
     def _step(
         self, index: int, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor, weight_decay: float | None
     ):
-        """Update the variable of this index, at its own rate, float32, and with its own decay."""
+        """Update the variable of this index, at its own rate, float32, and with its own decay; `None`: without."""
         raise NotImplementedError
 
     def get_config(self):
@@ -111,9 +118,12 @@ class AdamW(PathwiseAdam):
     `exclude_from_weight_decay`, the patterns match the variable's path and are saved with the optimizer. Gradients of
     embedding tables are made dense, so that a repeated token counts once with its summed gradient.
 
-    `kbl.training.Model` clips without a pass over the gradients: it tells the optimizer what they are to be divided by
-    (`divided`). The slots `mean` and `square_mean` then hold the means over the factors' own, which are more
-    variables of the optimizer. A training may go on in the loop of `keras.Model`, and come back.
+    `kbl.training.Model` tells the optimizer of a whole step (`whole_step`), which spares passes over all weights:
+    - gradients are clipped without one: the optimizer is told what they are to be divided by. The slots `mean` and
+      `square_mean` then hold the means over the factors' own, which are more variables of the optimizer.
+    - a decay by less than 4e-6 of a weight waits for that of the next steps, until it is as much. Weights are never
+      farther than that from those of a decay in each step.
+    A training may go on in the loop of `keras.Model`, and come back.
 
     Args:
         learning_rate: float or `LearningRateSchedule`.
@@ -136,7 +146,7 @@ class AdamW(PathwiseAdam):
     References: Kingma and Ba 2014, arXiv 1412.6980; Loshchilov and Hutter 2017, arXiv 1711.05101.
     """
 
-    _scalars_of_step = None  # inside of `divided`
+    _scalars_of_step = None  # inside of `whole_step`
 
     def __init__(
         self,
@@ -163,17 +173,25 @@ class AdamW(PathwiseAdam):
         )
 
     def build(self, variables):
-        """Make the two means of every variable, and the means of the factors."""
+        """Make the two means of every variable, the means of the factors, and the sum of rates without a decay yet."""
         if self.built:
             return
         super().build(variables)
         self.mean_factor = self.add_variable((), "ones", "float32", name="mean_factor")
         self.square_mean_factor = self.add_variable((), "ones", "float32", name="square_mean_factor")
         self.factor_step = self.add_variable((), "zeros", "int64", name="factor_step")
+        self.rates_due = self.add_variable((), "zeros", "float32", name="rates_due")
 
     @contextlib.contextmanager
-    def divided(self, gradients: Sequence[tf.Tensor], divisor: tf.Tensor | float) -> Iterator[Sequence[tf.Tensor]]:
+    def whole_step(
+        self,
+        gradients: Sequence[tf.Tensor],
+        variables: Sequence[keras.Variable],
+        divisor: tf.Tensor | float,
+        learning_rate: tf.Tensor,
+    ) -> Iterator[Sequence[tf.Tensor]]:
         """The step inside of this context takes the gradients that this gives, as if they were divided by `divisor`.
+        It decays nothing: what is due has been decayed before.
 
         A mean of gradients g_t, each times a factor c_t, is m_t = b m_(t-1) + (1 - b) c_t g_t. Divided by the same mean
         of the factors, k_t = b k_(t-1) + (1 - b) c_t, it is a mean of the undivided gradients once more, with the decay
@@ -186,11 +204,29 @@ class AdamW(PathwiseAdam):
         for name in ("mean_factor", "square_mean_factor", "factor_step"):
             variable = getattr(self, name)
             variable.assign(tf.cast(scalars[name], variable.dtype))
-        self._scalars_of_step = scalars
+        self._decay(variables, learning_rate)
+        self._scalars_of_step, self._step_decays = scalars, False
         try:
             yield _times_rest(gradients, scalars["rest"])
         finally:
-            self._scalars_of_step = None
+            self._scalars_of_step, self._step_decays = None, True
+
+    def _decay(self, variables: Sequence[keras.Variable], learning_rate: tf.Tensor) -> None:
+        """Decay by this step's share of the weights and those that wait, if they are enough together."""
+        indices = [self._get_variable_index(variable.value) for variable in variables]
+        decayed = [(v.value, self._multipliers[i]) for v, i in zip(variables, indices, strict=True) if self._decays[i]]
+        if not (decayed and self.weight_decay):
+            return
+        rates = self.rates_due + learning_rate
+        is_due = rates * (self.weight_decay * max(multiplier for _, multiplier in decayed)) >= _LEAST_DECAY
+
+        def decay():
+            for variable, multiplier in decayed:
+                share = tf.cast(rates * (self.weight_decay * multiplier), variable.dtype)
+                variable.assign_sub(variable * share)
+            return 0.0
+
+        self.rates_due.assign(tf.cond(is_due, decay, lambda: rates))
 
     def _scalars(self, factor: tf.Tensor | float) -> dict[str, tf.Tensor]:
         """Scalars of this step. The factors' means are kept without their bias, 1 - b^t, which needs all the digits.

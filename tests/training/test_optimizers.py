@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.training import AdamW, Lamb, Model
+from keras_bert_lib.training import AdamW, Lamb, Model, Muon
 
 
 def variables_like_bert():
@@ -41,7 +41,7 @@ def test_divided_gradients_give_the_updates_of_smaller_ones(scale):
     for divisor in scale * np.array([1.0, 8.0, 1.0, 0.01, 30.0, 1.0, 1.0, 5.0]):
         gradients = [tf.constant(rng.normal(size=v.shape).astype("float32")) for v in ours]
         scaled = [gradient * scale for gradient in gradients]
-        with optimizer.divided(scaled, tf.constant(divisor, tf.float32)) as taken:
+        with optimizer.whole_step(scaled, ours, tf.constant(divisor, tf.float32), tf.constant(1e-2)) as taken:
             for gradient, variable in zip(taken, ours, strict=True):
                 optimizer.update_step(gradient, variable.value, tf.constant(1e-2))
         optimizer.iterations.assign_add(1)
@@ -62,7 +62,7 @@ def test_a_divisor_far_above_the_others_loses_no_square(divisors):
 
     @tf.function
     def step(gradient, divisor):
-        with optimizer.divided([gradient], divisor) as [taken]:
+        with optimizer.whole_step([gradient], ours, divisor, tf.constant(1e-2)) as [taken]:
             optimizer.update_step(taken, ours[0].value, tf.constant(1e-2))
 
     rng = np.random.default_rng(1)
@@ -197,9 +197,47 @@ def test_an_error_inside_of_a_step_leaves_no_divisor_behind():
     variables = variables_like_bert()
     optimizer = AdamW(0.1)
     optimizer.build(variables)
-    with pytest.raises(KeyError), optimizer.divided([tf.zeros([])], 8.0):
+    with pytest.raises(KeyError), optimizer.whole_step([tf.zeros([])], [], 8.0, 0.1):
         optimizer.update_step(tf.zeros([]), tf.Variable(0.0), 0.1)
-    assert optimizer._scalars_of_step is None
+    assert optimizer._scalars_of_step is None and optimizer._step_decays
+
+
+@pytest.mark.parametrize(
+    "make", [AdamW, lambda *a, **k: Muon(*a, matrices={"^kernel$": 1}, **k)], ids=["AdamW", "Muon"]
+)
+def test_a_small_decay_waits_until_float32_can_take_it(make):
+    """Many steps of a fine-tuning's decay leave what exact arithmetic does; a decay in each step is rounded away."""
+    variables = variables_like_bert()
+    before = [v.numpy().astype("float64") for v in variables]
+    optimizer = make(0.0, weight_decay=0.01, learning_rate_multipliers={"^embeddings$": 0.5})
+    optimizer.build(variables)
+    rate, steps, moved = tf.constant(5e-6), 2_000, 0
+    last = variables[1].numpy()
+    for _ in range(steps):
+        step(optimizer, variables, rate, 1.0, gradient=0.0)
+        moved += not np.array_equal(last, variables[1].numpy())
+        last = variables[1].numpy()
+    shares = {"embeddings": 0.5, "kernel": 1.0}
+    for variable, old in zip(variables, before, strict=True):
+        exact = old * (1 - 0.01 * 5e-6 * shares.get(variable.name, 0.0)) ** steps
+        np.testing.assert_allclose(variable.numpy(), exact, rtol=5e-6, err_msg=variable.path)
+    assert steps * 0.01 * 5e-6 / 2**-17 < moved <= steps * 0.01 * 5e-6 / 2**-18
+    in_each_step = np.float32(before[1])
+    for _ in range(steps):
+        in_each_step -= in_each_step * np.float32(0.01 * 5e-6)
+    assert abs(in_each_step / before[1] - 1 + 1e-4).max() > 4e-5
+
+
+@pytest.mark.parametrize("factor", [1.0, 10.0])
+def test_a_decay_that_float32_can_take_is_made_in_each_step(factor):
+    """Of the variable with the highest rate it is the share that counts."""
+    variables = variables_like_bert()
+    before = variables[1].numpy()
+    optimizer = AdamW(0.0, weight_decay=0.01, learning_rate_multipliers={"^kernel$": factor})
+    optimizer.build(variables)
+    step(optimizer, variables, 2.0**-18 / 0.0099 / factor, 1.0, gradient=0.0)
+    np.testing.assert_allclose(variables[1].numpy(), before * (1 - 2.0**-18 / 0.99), rtol=2e-7)
+    assert float(optimizer.rates_due) == 0.0
 
 
 def dense_model(base, clip=None):
@@ -249,8 +287,9 @@ def test_iterations_that_were_set_back_start_the_means_anew():
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-6)
 
 
-def step(optimizer, variables, rate, divisor):
-    with optimizer.divided([divisor * tf.ones(v.shape) for v in variables], divisor) as gradients:
+def step(optimizer, variables, rate, divisor, gradient=1.0):
+    gradients = [divisor * gradient * tf.ones(v.shape) for v in variables]
+    with optimizer.whole_step(gradients, variables, divisor, rate) as gradients:
         for gradient, variable in zip(gradients, variables, strict=True):
             optimizer.update_step(gradient, variable.value, rate)
     optimizer.iterations.assign_add(1)
