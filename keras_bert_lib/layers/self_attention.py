@@ -60,14 +60,14 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, inputs, padding_mask=None, layout=None, training=False):
         tokens = layout_of(inputs, padding_mask, layout)
-        return tokens.outputs(self.attend(tokens.rows(inputs), tokens, training))
+        return tokens.outputs(self.projection(self.attend(tokens.rows(inputs), tokens, training)))
 
     def attend(self, rows: tf.Tensor, layout: PaddedLayout | UnpaddedLayout, training: bool) -> tf.Tensor:
-        """Attention from rows [T, D] to rows [T, D]: the form that a block calls."""
+        """Attention from rows [T, D] to rows [T, D], before its own projection: the form that a block calls."""
         blocks = layout.attention_inputs(self.qkv(rows), self.num_heads)
         rows_attended = layout.attention_outputs([self._attend(block, training) for block in blocks])
         # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.
-        return self.projection(tf.reshape(rows_attended, tf.shape(rows)))
+        return tf.reshape(rows_attended, tf.shape(rows))
 
     def _attend(self, block: AttentionInputs, training: bool) -> tf.Tensor:
         query, key, value, bias = block  # [N, H, L, K] each

@@ -108,8 +108,14 @@ def transformer_model(
     inputs = {name: keras.Input((None,), dtype="int32", name=name) for name, is_taken in takes.items() if is_taken}
     layout = TokenLayout(padding, packed, name="token_layout")(inputs["padding_mask"])
     x = embeddings(inputs["token_ids"], inputs.get("segment_ids"), layout=layout)
-    for layer in range(num_layers):
-        x = blocks[layer * num_groups // num_layers](x, layout=layout)
-    pooled = pooler(x, layout=layout, first_positions=inputs.get("first_positions"))
+    *lower, last = [blocks[layer * num_groups // num_layers] for layer in range(num_layers)]
+    for block in lower:
+        x = block(x, layout=layout)
+    if packed or last in lower:  # Keras wants the same outputs of a layer each time that a model calls it
+        x = last(x, layout=layout)
+        pooled = pooler(x, layout=layout, first_positions=inputs.get("first_positions"))
+    else:  # a graph that takes `pooled_output` alone has no more of the last block than it needs
+        x, first_token = last(x, layout=layout, with_first_token=True)
+        pooled = pooler(first_token)
     x = RestorePadding(name="restore_padding")(x, layout=layout)
     return NamedInputs(inputs, {"sequence_output": x, "pooled_output": pooled}, name=name)

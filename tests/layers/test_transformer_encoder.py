@@ -82,3 +82,33 @@ def test_gradient_reaches_every_variable():
         layer.trainable_variables, tape.gradient(loss, [v.value for v in layer.trainable_variables]), strict=True
     ):
         assert np.any(gradient), variable.path
+
+
+@pytest.mark.parametrize("padding", ["keep", "remove"])
+@pytest.mark.parametrize("options", [{}, {"normalize_first": True}, {"recompute": True}], ids=str)
+def test_the_first_token_alone_is_that_of_the_outputs(options, padding):
+    layer = _block(dropout=0.0, attention_dropout=0.0, **options)
+    layout = TokenLayout(padding)(np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0]]))
+    x, weights = np.concatenate([X, X]), np.array([1.0, -2.0, 0.0, 0.0], "float32")[:, np.newaxis]
+
+    def gradients(take):
+        with tf.GradientTape() as tape:
+            rows = RemovePadding()(tf.Variable(x), layout=layout)
+            loss = tf.reduce_sum(take(*layer(rows, layout=layout, with_first_token=True, training=True)) * weights)
+        return tape.gradient(loss, [v.value for v in layer.trainable_variables])
+
+    def first_of_all(outputs, _):
+        return RestorePadding()(outputs, layout=layout)[:, 0]
+
+    outputs, first = layer(RemovePadding()(x, layout=layout), layout=layout, with_first_token=True)
+    assert first.shape == (4, 1, WIDTH) and np.isfinite(first).all()
+    np.testing.assert_allclose(first[:2, 0], first_of_all(outputs, None)[:2], rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(lambda _, first: first[:, 0]), gradients(first_of_all), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_packed_batch_has_more_than_one_first_token_a_row():
+    layout = TokenLayout(packed=True)(np.array([[1, 1, 2, 2, 0]]))
+    rows = RemovePadding()(X[:1], layout=layout)
+    with pytest.raises(ValueError, match=r"`with_first_token` gives one vector a row.*packed batch.*one sequence in a"):
+        _block()(rows, layout=layout, with_first_token=True)
