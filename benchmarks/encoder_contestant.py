@@ -127,7 +127,7 @@ def transformers(job: dict) -> tuple[Run, Run, dict]:
 
     def training_step():
         with mixed:
-            logits = head(model(token_ids, attention_mask, segment_ids).pooler_output)
+            logits = head(model(token_ids, attention_mask, segment_ids).last_hidden_state.mean(dim=1))
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()
@@ -165,11 +165,11 @@ def _forward(job: dict, model, names: dict[str, str], versions: dict) -> tuple[R
 
 
 def _training(job: dict, encoder, names, versions: dict, keras, optimizer, model_class) -> tuple[Run, Run, dict]:
-    """The function that `fit` calls for each batch, with a classifier on the pooled output."""
+    """The function that `fit` calls for each batch, with a classifier on the mean of all tokens' vectors."""
     import tensorflow as tf
 
-    pooled = encoder(encoder.input)["pooled_output"]
-    model = model_class(encoder.input, keras.layers.Dense(CLASSES, dtype="float32")(pooled))
+    mean = keras.layers.GlobalAveragePooling1D(dtype="float32")(encoder(encoder.input)["sequence_output"])
+    model = model_class(encoder.input, keras.layers.Dense(CLASSES, dtype="float32")(mean))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, jit_compile=False)
     inputs, labels = _inputs(job, names), tf.zeros([job["batch_size"]], tf.int32)

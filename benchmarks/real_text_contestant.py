@@ -403,8 +403,11 @@ def random_checkpoint(job: dict) -> tuple[dict, Callable]:
     return {}, dict
 
 
-def matrix_products(job: dict, works: int) -> tuple[dict, Callable]:
-    """No contestant but a limit: the encoder's products for the real tokens, each `works` times, at the peak's rate."""
+def matrix_products(job: dict, works: int, of_first_tokens: bool = False) -> tuple[dict, Callable]:
+    """No contestant but a limit: the encoder's products for the real tokens, each `works` times, at the peak's rate.
+
+    Whoever reads the first tokens alone needs no more of the last block for the others than keys and values.
+    """
     import keras_bert_lib as kbl
 
     texts = json.loads(Path(job["texts"]).read_text(encoding="utf-8"))
@@ -414,12 +417,16 @@ def matrix_products(job: dict, works: int) -> tuple[dict, Callable]:
     sizes |= {"intermediate_dim": config["intermediate_size"], "batch_size": 1}
     preprocessor = kbl.checkpoints.load_preprocessor(job["checkpoint"], max_sequence_length=job["sequence_length"])
     lengths = _lengths(preprocessor, texts).tolist()
-    operations = works * sum(product_flops({**sizes, "sequence_length": length}) for length in lengths)
+    operations = sum(product_flops({**sizes, "sequence_length": length}) for length in lengths)
+    if of_first_tokens:
+        a_block = {**sizes, "num_layers": 1}
+        operations -= sum(product_flops({**a_block, "sequence_length": length}) for length in lengths)
+        operations += sum(2 * length * 2 * sizes["hidden_dim"] ** 2 for length in lengths)
     product = tensorflow_product("bfloat16")
 
     def turn():
         runs = [_timed(product) for _ in range(PRODUCTS_PER_ROUND)]
-        share = operations / (2 * math.prod(PRODUCT))
+        share = works * operations / (2 * math.prod(PRODUCT))
         return {name: [share * min(run[name][0] for run in runs)] for name in runs[0]}
 
     turn()
@@ -481,7 +488,7 @@ CONTESTANTS = {
     **{name: _inference(function) for name, function in INFERENCE.items()},
     **{name: _training(function) for name, function in TRAINING.items()},
     "products_of_inference": partial(matrix_products, works=1),
-    "products_of_training": partial(matrix_products, works=3),  # the gradients are two more
+    "products_of_training": partial(matrix_products, works=3, of_first_tokens=True),  # the gradients are two more
     "random_checkpoint": random_checkpoint,
 }
 

@@ -38,20 +38,21 @@ class TransformerEncoder(keras.layers.Layer):
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
         layout: Instead of `padding_mask`: what `TokenLayout` made. Unless it keeps the padding, inputs are [T, D].
-        with_first_token: `True` adds a second output: the first token of each sequence, computed for itself. A graph
-            that takes this one alone, as a classifier on [CLS] does, leaves three quarters of the block out. (Dropout
-            of the two is drawn apart.)
+        attended: What a call with `attention_only` gave for the same `inputs`, to go on from there.
+        attention_only: `True` stops before the projection of what attention gives, which is as large as `inputs`.
+        first_token_only: `True` computes for the first token of each sequence alone what follows attention, three
+            quarters of a block: enough for a last block of which a classifier reads [CLS].
     Returns:
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing. With
-        `with_first_token`, this and float [B, 1, D].
+        `first_token_only` float [B, 1, D].
     Raises:
-        ValueError: if `with_first_token` meets the layout of a packed batch.
+        ValueError: if `first_token_only` meets the layout of a packed batch.
     Example:
-    >>> block = TransformerEncoder(num_heads=2, intermediate_dim=32)
-    >>> tuple(block(keras.ops.ones((1, 3, 8))).shape)
+    >>> block, x = TransformerEncoder(num_heads=2, intermediate_dim=32), keras.ops.ones((1, 3, 8))
+    >>> tuple(block(x).shape)
     (1, 3, 8)
-    >>> [tuple(output.shape) for output in block(keras.ops.ones((1, 3, 8)), with_first_token=True)]
-    [(1, 3, 8), (1, 1, 8)]
+    >>> tuple(block(x, first_token_only=True).shape)
+    (1, 1, 8)
 
     References: Devlin et al. 2018, sec. 3, arXiv 1810.04805; pre-norm: Xiong et al. 2020, arXiv 2002.04745;
         recomputation: Chen et al. 2016, arXiv 1604.06174.
@@ -85,13 +86,22 @@ class TransformerEncoder(keras.layers.Layer):
         for part in (self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm):
             part.build(rows_shape)
 
-    def call(self, inputs, padding_mask=None, layout=None, with_first_token=False, training=False):
+    def call(
+        self,
+        inputs,
+        padding_mask=None,
+        layout=None,
+        attended=None,
+        attention_only=False,
+        first_token_only=False,
+        training=False,
+    ):
         inputs = tf.cast(inputs, self.compute_dtype)
         tokens = layout_of(inputs, padding_mask, layout)
-        if with_first_token and tokens.is_packed:
+        if first_token_only and tokens.is_packed:
             raise ValueError(
-                "`with_first_token` gives one vector a row of the batch. Received: the layout of a packed batch. Lay "
-                "one sequence in a row, or take the first tokens out of the outputs."
+                "`first_token_only` gives one vector a row of the batch. Received: the layout of a packed batch. Lay "
+                "one sequence in a row, or take the first tokens out of the outputs for all."
             )
 
         def normalized(x, norm):
@@ -101,32 +111,36 @@ class TransformerEncoder(keras.layers.Layer):
             x = x + self.dropout(update, training=training)
             return x if self.normalize_first else norm(x)
 
-        def attended(x):  # to all tokens, [T, D]
+        def attend(x):
             return self.attention.attend(normalized(x, self.attention_norm), tokens, training)
 
-        def finished(x, attended):  # token by token
+        def finish(x, attended):  # token by token
             x = added(x, self.attention.projection(attended), self.attention_norm)
             return added(x, self.feed_forward(normalized(x, self.feed_forward_norm)), self.feed_forward_norm)
 
         def kept(forward, *inputs):
             return recompute_for_gradient(self, forward, *inputs) if self.recompute and training else forward(*inputs)
 
-        x = tokens.rows(inputs)  # [T, D]
-        if not with_first_token:
-            return tokens.outputs(kept(lambda x: finished(x, attended(x)), x))
-        both = x, kept(attended, x)
-        first = kept(finished, *(tokens.first_tokens(tokens.outputs(rows), None) for rows in both))  # [B, D]
-        return tokens.outputs(kept(finished, *both)), first[:, tf.newaxis]
+        def first_tokens(rows):
+            return tokens.first_tokens(tokens.outputs(rows), None)  # [B, D]
 
-    def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
+        x = tokens.rows(inputs)  # [T, D]
+        if attended is None and not (attention_only or first_token_only):
+            return tokens.outputs(kept(lambda x: finish(x, attend(x)), x))
+        attended = kept(attend, x) if attended is None else tokens.rows(attended)
+        if attention_only:
+            return tokens.outputs(attended)
+        if first_token_only:
+            return kept(finish, first_tokens(x), first_tokens(attended))[:, tf.newaxis]
+        return tokens.outputs(kept(finish, x, attended))
+
+    def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None, attended_shape=None):
         return inputs_shape
 
-    def compute_output_spec(self, inputs, padding_mask=None, layout=None, with_first_token=False, training=False):
-        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        if not with_first_token:
-            return outputs
+    def compute_output_spec(self, inputs, layout=None, first_token_only=False, **others):
         batch = (layout or {}).get("row_of_position", inputs).shape[0]
-        return outputs, keras.KerasTensor((batch, 1, inputs.shape[-1]), self.compute_dtype)
+        shape = (batch, 1, inputs.shape[-1]) if first_token_only else inputs.shape
+        return keras.KerasTensor(shape, self.compute_dtype)
 
     def get_config(self):
         feed_forward = self.feed_forward.get_config()

@@ -111,11 +111,12 @@ def transformer_model(
     *lower, last = [blocks[layer * num_groups // num_layers] for layer in range(num_layers)]
     for block in lower:
         x = block(x, layout=layout)
-    if packed or last in lower:  # Keras wants the same outputs of a layer each time that a model calls it
+    if packed:
         x = last(x, layout=layout)
-        pooled = pooler(x, layout=layout, first_positions=inputs.get("first_positions"))
-    else:  # a graph that takes `pooled_output` alone has no more of the last block than it needs
-        x, first_token = last(x, layout=layout, with_first_token=True)
-        pooled = pooler(first_token)
+        pooled = pooler(x, layout=layout, first_positions=inputs["first_positions"])
+    else:  # apart, so that who wants one output alone need not compute the other
+        attended = last(x, layout=layout, attention_only=True)
+        pooled = pooler(last(x, layout=layout, attended=attended, first_token_only=True))
+        x = last(x, layout=layout, attended=attended)
     x = RestorePadding(name="restore_padding")(x, layout=layout)
     return NamedInputs(inputs, {"sequence_output": x, "pooled_output": pooled}, name=name)

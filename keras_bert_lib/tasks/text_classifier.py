@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_bert_lib import checkpoints
 from keras_bert_lib.checkpoints.hf_config import Kind
 from keras_bert_lib.layers import ClassificationHead
-from keras_bert_lib.tasks.text_task import TextTask, dtype_policy, symbolic_inputs
+from keras_bert_lib.tasks.text_task import TextTask, dtype_policy, part_for, symbolic_inputs
 from keras_bert_lib.training import AdamW, adamw
 
 # Of BERT-Base: the middle of the three that Devlin et al. 2018, appendix A.3, tried on every task. The best rate of
@@ -67,7 +67,7 @@ class TextClassifier(TextTask):
         count = _agreed_number(num_classes, labels, kind)
         head = ClassificationHead(count, dropout, name="head", dtype=dtype_policy(encoder))
         inputs = symbolic_inputs(encoder)
-        pooled = encoder(inputs)["pooled_output"]
+        pooled = part_for(encoder, "pooled_output")(inputs)["pooled_output"]
         super().__init__(inputs, head(pooled), encoder, preprocessor, pooled, name)
         self.head = head
         self.kind = kind

@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MeanPooler
-from keras_bert_lib.models.named_inputs import NamedInputs
-from keras_bert_lib.tasks.text_task import TextTask, load_encoder_without_pooler, symbolic_inputs
+from keras_bert_lib.tasks.text_task import TextTask, load_encoder_without_pooler, part_for, symbolic_inputs
 
 Pooling = Literal["mean", "cls"]
 
@@ -51,8 +50,7 @@ class TextEncoder(TextTask):
         if pooling not in ("mean", "cls"):
             raise ValueError(f'`pooling` must be "mean" or "cls". Received: pooling={pooling!r}.')
         # Without the encoder's own pooler, which would stand there untrained.
-        tokens = {"sequence_output": encoder.output["sequence_output"]}
-        encoder = NamedInputs(encoder.input, tokens, name=encoder.name)
+        encoder = part_for(encoder, "sequence_output")
         inputs = symbolic_inputs(encoder)
         tokens = encoder(inputs)["sequence_output"]
         if pooling == "cls":

@@ -94,21 +94,32 @@ def test_the_first_token_alone_is_that_of_the_outputs(options, padding):
     def gradients(take):
         with tf.GradientTape() as tape:
             rows = RemovePadding()(tf.Variable(x), layout=layout)
-            loss = tf.reduce_sum(take(*layer(rows, layout=layout, with_first_token=True, training=True)) * weights)
+            loss = tf.reduce_sum(take(rows, training=True) * weights)
         return tape.gradient(loss, [v.value for v in layer.trainable_variables])
 
-    def first_of_all(outputs, _):
-        return RestorePadding()(outputs, layout=layout)[:, 0]
+    def first_of_all(rows, training=False):
+        return RestorePadding()(layer(rows, layout=layout, training=training), layout=layout)[:, 0]
 
-    outputs, first = layer(RemovePadding()(x, layout=layout), layout=layout, with_first_token=True)
-    assert first.shape == (4, 1, WIDTH) and np.isfinite(first).all()
-    np.testing.assert_allclose(first[:2, 0], first_of_all(outputs, None)[:2], rtol=1e-5, atol=1e-5)
-    for one, other in zip(gradients(lambda _, first: first[:, 0]), gradients(first_of_all), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    def first(rows, training=False):
+        return layer(rows, layout=layout, first_token_only=True, training=training)[:, 0]
+
+    def in_halves(rows, training=False):
+        attended = layer(rows, layout=layout, attention_only=True, training=training)
+        return layer(rows, layout=layout, attended=attended, first_token_only=True, training=training)[:, 0]
+
+    rows, expected = RemovePadding()(x, layout=layout), gradients(first_of_all)
+    np.testing.assert_array_equal(
+        layer(rows, layout=layout, attended=layer(rows, layout=layout, attention_only=True)), layer(rows, layout=layout)
+    )
+    for take in (first, in_halves):
+        assert take(rows).shape == (4, WIDTH) and np.isfinite(take(rows)).all()
+        np.testing.assert_allclose(take(rows)[:2], first_of_all(rows)[:2], rtol=1e-5, atol=1e-5)
+        for one, other in zip(gradients(take), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_packed_batch_has_more_than_one_first_token_a_row():
     layout = TokenLayout(packed=True)(np.array([[1, 1, 2, 2, 0]]))
     rows = RemovePadding()(X[:1], layout=layout)
-    with pytest.raises(ValueError, match=r"`with_first_token` gives one vector a row.*packed batch.*one sequence in a"):
-        _block()(rows, layout=layout, with_first_token=True)
+    with pytest.raises(ValueError, match=r"`first_token_only` gives one vector a row.*packed batch.*one sequence in a"):
+        _block()(rows, layout=layout, first_token_only=True)
