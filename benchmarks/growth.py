@@ -50,7 +50,8 @@ class Question(NamedTuple):
 # === Works: for each point, what is run, by the name of its curve ===
 def encoder_model(sizes: dict, vocabulary_size: int = VOCABULARY_SIZE, max_sequence_length: int = 512) -> keras.Model:
     encoder = kbl.models.bert(vocabulary_size, **sizes, max_sequence_length=max_sequence_length)
-    logits = keras.layers.Dense(2, name="logits")(encoder.output["pooled_output"])
+    mean = keras.layers.GlobalAveragePooling1D(name="mean")(encoder.output["sequence_output"])
+    logits = keras.layers.Dense(2, name="logits")(mean)
     model = kbl.training.Model(encoder.input, logits)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(kbl.training.adamw(5e-5, 10, 100_000), loss, jit_compile=False)

@@ -406,7 +406,8 @@ def random_checkpoint(job: dict) -> tuple[dict, Callable]:
 def matrix_products(job: dict, works: int, of_first_tokens: bool = False) -> tuple[dict, Callable]:
     """No contestant but a limit: the encoder's products for the real tokens, each `works` times, at the peak's rate.
 
-    Whoever reads the first tokens alone needs no more of the last block for the others than keys and values.
+    Whoever reads the first tokens alone needs no more of the last block for the others than keys and values, and for
+    a first token what a sequence of one token needs.
     """
     import keras_bert_lib as kbl
 
@@ -421,7 +422,8 @@ def matrix_products(job: dict, works: int, of_first_tokens: bool = False) -> tup
     if of_first_tokens:
         a_block = {**sizes, "num_layers": 1}
         operations -= sum(product_flops({**a_block, "sequence_length": length}) for length in lengths)
-        operations += sum(2 * length * 2 * sizes["hidden_dim"] ** 2 for length in lengths)
+        operations += len(lengths) * product_flops({**a_block, "sequence_length": 1})
+        operations += sum(2 * (length - 1) * 2 * sizes["hidden_dim"] ** 2 for length in lengths)
     product = tensorflow_product("bfloat16")
 
     def turn():

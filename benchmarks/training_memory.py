@@ -168,7 +168,8 @@ def _train(sizes: dict, cell: Cell) -> Measured:
     def run() -> keras.Model:
         keras.config.set_dtype_policy(cell.precision)
         encoder = kbl.models.bert(VOCABULARY_SIZE, **sizes, recompute=cell.recompute)
-        scores = keras.layers.Dense(2, dtype="float32")(encoder.output["pooled_output"])
+        mean = keras.layers.GlobalAveragePooling1D(dtype="float32")(encoder.output["sequence_output"])
+        scores = keras.layers.Dense(2, dtype="float32")(mean)
         model = kbl.training.Model(encoder.input, scores)
         model.compile(optimizers[cell.optimizer](), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         token_ids = tf.random.uniform((cell.batch, cell.length), 1, VOCABULARY_SIZE, tf.int32)

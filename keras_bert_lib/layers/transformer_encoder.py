@@ -32,8 +32,9 @@ class TransformerEncoder(keras.layers.Layer):
         activation: As in `FeedForward`.
         layer_norm_epsilon: As in `LayerNorm`.
         normalize_first: `True` for pre-norm.
-        recompute: `True` keeps a block's inputs alone for the backward pass, and computes the block again there:
-            training takes much less memory, and up to a third longer. Results and gradients are the same.
+        recompute: `True` keeps a block's inputs alone for the backward pass, and what is passed as `attended`, and
+            computes the block again there: training takes much less memory, and up to a third longer. Results and
+            gradients are the same.
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
@@ -44,7 +45,7 @@ class TransformerEncoder(keras.layers.Layer):
             quarters of a block: enough for a last block of which a classifier reads [CLS].
     Returns:
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing. With
-        `first_token_only` float [B, 1, D].
+        `first_token_only` float [B, 1, D]; without padding, zeros for a sequence that begins with padding.
     Raises:
         ValueError: if `first_token_only` meets the layout of a packed batch.
     Example:
@@ -131,13 +132,24 @@ class TransformerEncoder(keras.layers.Layer):
         if attention_only:
             return tokens.outputs(attended)
         if first_token_only:
-            return kept(finish, first_tokens(x), first_tokens(attended))[:, tf.newaxis]
+            first = kept(finish, first_tokens(x), first_tokens(attended))
+            is_token = first_tokens(tf.ones_like(x[:, :1])) > 0  # else zeros, for a norm's gradient there is endless
+            return tf.where(is_token, first, tf.zeros([], first.dtype))[:, tf.newaxis]
         return tokens.outputs(kept(finish, x, attended))
 
-    def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None, attended_shape=None):
+    def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape
 
-    def compute_output_spec(self, inputs, layout=None, first_token_only=False, **others):
+    def compute_output_spec(
+        self,
+        inputs,
+        padding_mask=None,
+        layout=None,
+        attended=None,
+        attention_only=False,
+        first_token_only=False,
+        training=False,
+    ):
         batch = (layout or {}).get("row_of_position", inputs).shape[0]
         shape = (batch, 1, inputs.shape[-1]) if first_token_only else inputs.shape
         return keras.KerasTensor(shape, self.compute_dtype)

@@ -3,7 +3,8 @@
 The encoder contract:
 - inputs: a dict `token_ids`, `segment_ids`, `padding_mask`, each int32 [B, S]; `padding_mask` 1 = real token; a family
   without segments leaves `segment_ids` out, and passes over those that come;
-- outputs: a dict `sequence_output` [B, S, D] and `pooled_output` [B, D], in the compute dtype;
+- outputs: a dict `sequence_output` [B, S, D] and `pooled_output` [B, D], in the compute dtype. The last block is
+  finished for each by itself: in training, dropout of the two is drawn apart;
 - layers: one named `embeddings`, then `block_0`, `block_1`, ..., then `pooler`.
 
 An encoder of packed batches, where several short sequences share a row, has the same layers and weights, and gives each

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MaskedLMHead, NextSentenceHead
-from keras_bert_lib.tasks.text_task import dtype_policy, load_encoder_without_pooler, symbolic_inputs
+from keras_bert_lib.tasks.text_task import arguments_of, dtype_policy, load_encoder_without_pooler, symbolic_inputs
 from keras_bert_lib.training import FunctionalModel, PretrainingData
 
 
@@ -221,11 +221,7 @@ class BertPretrainer(FunctionalModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> BertPretrainer:
-        parts = {
-            part: config[part] and keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
-            for part in ("encoder", "preprocessor")
-        }
-        return cls(**{**config, **parts})
+        return cls(**arguments_of(config, custom_objects))
 
 
 # Of each preprocessor once: of a large vocabulary it takes a while.

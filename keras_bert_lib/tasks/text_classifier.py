@@ -67,7 +67,7 @@ class TextClassifier(TextTask):
         count = _agreed_number(num_classes, labels, kind)
         head = ClassificationHead(count, dropout, name="head", dtype=dtype_policy(encoder))
         inputs = symbolic_inputs(encoder)
-        pooled = part_for(encoder, "pooled_output")(inputs)["pooled_output"]
+        pooled = part_for(encoder, "pooled_output")(inputs)["pooled_output"]  # `self.encoder` is the whole one
         super().__init__(inputs, head(pooled), encoder, preprocessor, pooled, name)
         self.head = head
         self.kind = kind

@@ -211,11 +211,21 @@ class TextTask(FunctionalModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> TextTask:
-        parts = {
-            part: keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
-            for part in ("encoder", "preprocessor")
-        }
-        return cls(**{**config, **parts})
+        return cls(**arguments_of(config, custom_objects))
+
+
+def arguments_of(config: dict[str, Any], custom_objects: dict | None) -> dict[str, Any]:
+    """What a task's configuration says to its constructor, with encoder and preprocessor made anew."""
+    parts = {
+        part: config[part] and keras.saving.deserialize_keras_object(config[part], custom_objects=custom_objects)
+        for part in ("encoder", "preprocessor")
+    }
+    for layer in parts["encoder"].layers:
+        if not layer.trainable:
+            # Its weights too: Keras restores the flag of the layer alone, and passes over one that is as it was.
+            layer.trainable = True
+            layer.trainable = False
+    return {**config, **parts}
 
 
 def dtype_policy(encoder: keras.Model) -> keras.dtype_policies.DTypePolicy:
@@ -236,7 +246,7 @@ def symbolic_inputs(encoder: keras.Model) -> dict[str, keras.KerasTensor]:
 
 
 def part_for(encoder: keras.Model, output: str) -> keras.Model:
-    """What one output of an encoder takes: a model of its layers, without those that the output does not need."""
+    """What one output of an encoder takes: a model of its layers and graph, without what the output does not need."""
     return NamedInputs(encoder.input, {output: encoder.output[output]}, name=encoder.name)
 
 

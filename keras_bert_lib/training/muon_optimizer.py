@@ -155,7 +155,7 @@ class Muon(AdamW):
         matrices = tf.stack(tf.split(ahead, count, axis=1))
         matrices = orthogonalize(matrices, self.orthogonalization_steps, self.compute_dtype)
         update = ROOT_MEAN_SQUARE * math.sqrt(max(matrices.shape[1:])) * tf.concat(tf.unstack(matrices), axis=1)
-        if weight_decay:
+        if weight_decay and not self._scalars_of_step:
             update += weight_decay * variable
         variable.assign_sub(tf.cast(rate, variable.dtype) * update)
 

@@ -388,3 +388,31 @@ def test_a_run_on_strings_goes_on_where_it_was_interrupted(make_classifier, tmp_
     assert parts == whole[:6]
     # Another seed: what a process starts with does not matter, nor the order that it would have drawn.
     assert run(tmp_path / "parts", 7) == whole[5:]  # the step at which it was interrupted was not saved yet
+
+
+def test_the_last_block_is_computed_for_the_first_token_alone(make_classifier):
+    """Logits take each feed-forward network once; the encoder has that of the last block twice."""
+    classifier = make_classifier(num_classes=2)
+    features = classifier.preprocessor(TEXTS[:2])
+
+    def networks(model):
+        traced = tf.function(lambda batch: model(batch), autograph=False).get_concrete_function(features)
+        return [op.type for op in traced.graph.get_operations()].count("Erf")
+
+    assert networks(classifier.encoder) == networks(classifier) + 1
+    pooled = classifier.encoder(features)["pooled_output"]
+    np.testing.assert_allclose(classifier.head(pooled), classifier(features), atol=1e-5)
+
+
+def test_an_encoder_that_is_held_stays_as_it_is(make_classifier, tmp_path):
+    classifier = make_classifier(num_classes=2)
+    classifier.encoder.trainable = False
+    before = [v.numpy() for v in classifier.encoder.weights]
+    _fit(_fast(classifier), TEXTS, NUMBERS, epochs=1)
+    classifier.save(tmp_path / "held.keras")
+    again = keras.models.load_model(tmp_path / "held.keras")
+    assert [v.path for v in again.trainable_variables] == [v.path for v in classifier.head.trainable_variables]
+    for model in (classifier, again):
+        for variable, value in zip(model.encoder.weights, before, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), value) if "seed" not in variable.path else None
+    np.testing.assert_allclose(again.predict(TEXTS, verbose=0), classifier.predict(TEXTS, verbose=0), atol=1e-6)

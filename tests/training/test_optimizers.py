@@ -199,7 +199,7 @@ def test_an_error_inside_of_a_step_leaves_no_divisor_behind():
     optimizer.build(variables)
     with pytest.raises(KeyError), optimizer.whole_step([tf.zeros([])], [], 8.0, 0.1):
         optimizer.update_step(tf.zeros([]), tf.Variable(0.0), 0.1)
-    assert optimizer._scalars_of_step is None and optimizer._step_decays
+    assert optimizer._scalars_of_step is None
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_small_decay_waits_until_float32_can_take_it(make):
     """Many steps of a fine-tuning's decay leave what exact arithmetic does; a decay in each step is rounded away."""
     variables = variables_like_bert()
     before = [v.numpy().astype("float64") for v in variables]
-    optimizer = make(0.0, weight_decay=0.01, learning_rate_multipliers={"^embeddings$": 0.5})
+    optimizer = make(0.0, weight_decay=0.01, learning_rate_multipliers={"^embeddings$": 0.1})
     optimizer.build(variables)
     rate, steps, moved = tf.constant(5e-6), 2_000, 0
     last, one_step = variables[1].numpy(), tf.function(lambda: step(optimizer, variables, rate, 1.0, gradient=0.0))
@@ -217,7 +217,7 @@ def test_a_small_decay_waits_until_float32_can_take_it(make):
         one_step()
         moved += not np.array_equal(last, variables[1].numpy())
         last = variables[1].numpy()
-    shares = {"embeddings": 0.5, "kernel": 1.0}
+    shares = {"embeddings": 0.1, "kernel": 1.0}
     for variable, old in zip(variables, before, strict=True):
         exact = old * (1 - 0.01 * 5e-6 * shares.get(variable.name, 0.0)) ** steps
         np.testing.assert_allclose(variable.numpy(), exact, rtol=5e-6, err_msg=variable.path)
@@ -230,14 +230,13 @@ def test_a_small_decay_waits_until_float32_can_take_it(make):
 
 @pytest.mark.parametrize("factor", [1.0, 10.0])
 def test_a_decay_that_float32_can_take_is_made_in_each_step(factor):
-    """Of the variable with the highest rate it is the share that counts."""
     variables = variables_like_bert()
     before = variables[1].numpy()
     optimizer = AdamW(0.0, weight_decay=0.01, learning_rate_multipliers={"^kernel$": factor})
     optimizer.build(variables)
     step(optimizer, variables, 2.0**-18 / 0.0099 / factor, 1.0, gradient=0.0)
     np.testing.assert_allclose(variables[1].numpy(), before * (1 - 2.0**-18 / 0.99), rtol=2e-7)
-    assert float(optimizer.rates_due) == 0.0
+    assert optimizer.rates_due.numpy().tolist() == ([0.0] if factor == 1.0 else [pytest.approx(3.9e-5, rel=0.02), 0.0])
 
 
 def dense_model(base, clip=None):
