@@ -36,6 +36,8 @@ def keras_bert_lib(job: dict) -> tuple[Run, Run, dict]:
     if job["work"] == "forward":
         return _forward(job, encoder, names, versions)
     optimizer = kbl.training.adamw(LEARNING_RATE, 10, 100_000, WEIGHT_DECAY, CLIP_NORM)
+    # Without the pooler, which the loss does not reach.
+    encoder = keras.Model(encoder.input, {"sequence_output": encoder.output["sequence_output"]})
     return _training(job, encoder, names, versions, keras, optimizer, kbl.training.Model)
 
 
