@@ -47,7 +47,7 @@ class TransformerEncoder(keras.layers.Layer):
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing. With
         `first_token_only` float [B, 1, D]; without padding, zeros for a sequence that begins with padding.
     Raises:
-        ValueError: if `first_token_only` meets the layout of a packed batch.
+        ValueError: if `first_token_only` meets the layout of a packed batch, or `attention_only` one of the other two.
     Example:
     >>> block, x = TransformerEncoder(num_heads=2, intermediate_dim=32), keras.ops.ones((1, 3, 8))
     >>> tuple(block(x).shape)
@@ -105,6 +105,12 @@ class TransformerEncoder(keras.layers.Layer):
                 "one sequence in a row, or take the first tokens out of the outputs for all."
             )
 
+        if attention_only and (attended is not None or first_token_only):
+            raise ValueError(
+                "`attention_only` stops before what `attended` and `first_token_only` are about. Received both. Finish "
+                "the block by a call of its own."
+            )
+
         def normalized(x, norm):
             return norm(x) if self.normalize_first else x
 
@@ -126,7 +132,7 @@ class TransformerEncoder(keras.layers.Layer):
             return tokens.first_tokens(tokens.outputs(rows), None)  # [B, D]
 
         x = tokens.rows(inputs)  # [T, D]
-        if attended is None and not (attention_only or first_token_only):
+        if attended is None and not (attention_only or first_token_only):  # recomputed as one
             return tokens.outputs(kept(lambda x: finish(x, attend(x)), x))
         attended = kept(attend, x) if attended is None else tokens.rows(attended)
         if attention_only:

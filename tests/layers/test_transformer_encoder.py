@@ -141,3 +141,9 @@ def test_symbolic_calls_may_pass_by_position():
     layout = TokenLayout()(mask)
     assert _block()(x, mask).shape == (None, None, WIDTH)
     assert _block()(RemovePadding()(x, layout=layout), None, layout).shape == (None, WIDTH)
+
+
+@pytest.mark.parametrize("more", [{"first_token_only": True}, {"attended": X}], ids=["first_token_only", "attended"])
+def test_attention_alone_has_nothing_to_finish(more):
+    with pytest.raises(ValueError, match=r"`attention_only` stops before .*Received both. Finish the block by a call"):
+        _block()(X, attention_only=True, **more)
