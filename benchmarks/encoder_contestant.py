@@ -29,6 +29,7 @@ def keras_bert_lib(job: dict) -> tuple[Run, Run, dict]:
 
     keras.config.set_dtype_policy(job["precision"])
     import keras_bert_lib as kbl
+    from keras_bert_lib.tasks.text_task import part_for
 
     encoder = kbl.models.bert(VOCABULARY_SIZE, **_keras_sizes(job))
     names = {"token_ids": "token_ids", "segment_ids": "segment_ids", "padding_mask": "padding_mask"}
@@ -36,8 +37,7 @@ def keras_bert_lib(job: dict) -> tuple[Run, Run, dict]:
     if job["work"] == "forward":
         return _forward(job, encoder, names, versions)
     optimizer = kbl.training.adamw(LEARNING_RATE, 10, 100_000, WEIGHT_DECAY, CLIP_NORM)
-    # Without the pooler, which the loss does not reach.
-    encoder = keras.Model(encoder.input, {"sequence_output": encoder.output["sequence_output"]})
+    encoder = part_for(encoder, "sequence_output")  # without the pooler, which the loss does not reach
     return _training(job, encoder, names, versions, keras, optimizer, kbl.training.Model)
 
 

@@ -192,18 +192,18 @@ class AdamW(PathwiseAdam):
         """The step inside of this context takes the gradients that this gives, as if they were divided by `divisor`.
         It decays nothing: what is due has been decayed before.
 
-        Args:
-            gradients: Dense tensors, one a variable.
-            variables: Those that the step updates.
-            divisor: float32 scalar.
-            learning_rate: float32 scalar: that of the step, without multipliers.
-
         A mean of gradients g_t, each times a factor c_t, is m_t = b m_(t-1) + (1 - b) c_t g_t. Divided by the same mean
         of the factors, k_t = b k_(t-1) + (1 - b) c_t, it is a mean of the undivided gradients once more, with the decay
         rate b k_(t-1) / k_t. So the kernel takes the gradients as they are; k goes into the learning rate.
 
         Steps outside of this context, as `keras.Model.fit` makes them, have the factor 1. They write no k: what k
         became since the step that wrote it, `factor_step`, follows from their number.
+
+        Args:
+            gradients: Dense tensors, one a variable.
+            variables: Those that the step updates.
+            divisor: float32 scalar.
+            learning_rate: float32 scalar: that of the step, without multipliers.
         """
         scalars = self._scalars(1.0 / divisor)
         for name in ("mean_factor", "square_mean_factor", "factor_step"):
@@ -221,9 +221,9 @@ class AdamW(PathwiseAdam):
 
         `rates_due` has an entry for each multiplier: the sum of the rates whose decay waits.
         """
-        indices = [self._get_variable_index(variable.value) for variable in variables]
         if not self.weight_decay:
             return
+        indices = [self._get_variable_index(variable.value) for variable in variables]
         waiting = []
         for place, multiplier in enumerate(self._decayed_multipliers):
             decayed = [
