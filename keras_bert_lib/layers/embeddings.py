@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.initializers import truncated_normal
 from keras_bert_lib.layers.layer_norm import LayerNorm
+from keras_bert_lib.layers.projection import Dense
 from keras_bert_lib.layers.token_layout import PaddedLayout, UnpaddedLayout, layout_of
 
 
@@ -74,7 +75,7 @@ class TransformerEmbeddings(keras.layers.Layer):
         self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
         self.projection = None
         if self.embedding_dim != hidden_dim:
-            self.projection = keras.layers.Dense(
+            self.projection = Dense(
                 hidden_dim, kernel_initializer=truncated_normal(), name="projection", dtype=self.dtype_policy
             )
 

@@ -12,6 +12,7 @@ from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.embeddings import TransformerEmbeddings
 from keras_bert_lib.layers.initializers import truncated_normal
 from keras_bert_lib.layers.layer_norm import LayerNorm
+from keras_bert_lib.layers.projection import Dense
 
 
 class _Head(keras.layers.Layer):
@@ -133,7 +134,7 @@ class MaskedLMHead(_Head):
                 f"encoder.get_layer('embeddings'). Received: {type(embeddings).__name__}."
             )
         self.embeddings = embeddings
-        self.dense = keras.layers.Dense(
+        self.dense = Dense(
             embeddings.embedding_dim,
             get_activation(activation),
             kernel_initializer=truncated_normal(),

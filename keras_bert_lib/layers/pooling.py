@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_bert_lib.layers.initializers import truncated_normal
+from keras_bert_lib.layers.projection import Dense
 from keras_bert_lib.layers.token_layout import layout_of
 
 
@@ -32,9 +33,7 @@ class CLSPooler(keras.layers.Layer):
 
     def build(self, inputs_shape, layout_shape=None, first_positions_shape=None):
         width = inputs_shape[-1]
-        self.dense = keras.layers.Dense(
-            width, "tanh", kernel_initializer=truncated_normal(), name="dense", dtype=self.dtype_policy
-        )
+        self.dense = Dense(width, "tanh", kernel_initializer=truncated_normal(), name="dense", dtype=self.dtype_policy)
         self.dense.build((None, width))
 
     def call(self, inputs, layout=None, first_positions=None):

@@ -39,6 +39,38 @@ def _by_bytes(layer: Projection, rows: np.ndarray) -> np.ndarray:
     return quantized.astype("float64") @ kernel + layer.bias.numpy()
 
 
+@pytest.mark.parametrize("shape", [(4_096, 32), (32, 128, 32)])
+@pytest.mark.parametrize(
+    ("policy", "rounding"), [("float32", 1e-6), ("mixed_bfloat16", 2.0**-8), ("mixed_float16", 2.0**-10)]
+)
+def test_gradients_are_rounded_once(policy, rounding, shape):
+    """Of 4,096 rows: TensorFlow's own sum for the bias is a tenth off in bfloat16."""
+    layer = _projection(dtype=policy)
+    rng = np.random.default_rng(3)
+    inputs, upstream = (tf.cast(rng.normal(0.1, 1.0, (*shape[:-1], width)), layer.compute_dtype) for width in (32, 24))
+
+    @tf.function
+    def gradients(layer):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs)
+        return tape.gradient(outputs, [inputs, layer.kernel.value, layer.bias.value], upstream)
+
+    def exact():
+        x, kernel, dy = (tf.cast(tensor, tf.float64).numpy() for tensor in (inputs, layer.kernel.value, upstream))
+        kernel = tf.cast(tf.cast(kernel, layer.compute_dtype), tf.float64).numpy()
+        return dy @ kernel.T, x.reshape(-1, 32).T @ dy.reshape(-1, 24), dy.reshape(-1, 24).sum(0)
+
+    for actual, expected in zip(gradients(layer), exact(), strict=True):
+        actual = tf.cast(actual, tf.float64).numpy()
+        assert np.linalg.norm(actual - expected) < rounding * np.linalg.norm(expected)
+    if policy == "mixed_bfloat16":  # else there would be no need for a layer of our own
+        keras_own = keras.layers.Dense(24, dtype=policy)
+        keras_own.build((None, 32))
+        bias = tf.cast(gradients(keras_own)[2], tf.float64).numpy()
+        assert np.linalg.norm(bias - expected) > 0.05 * np.linalg.norm(expected)
+
+
 @needs_onednn
 def test_int8_product_is_the_product_of_the_rounded_numbers():
     layer = _projection()
