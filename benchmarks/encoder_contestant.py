@@ -29,7 +29,7 @@ def keras_bert_lib(job: dict) -> tuple[Run, Run, dict]:
 
     keras.config.set_dtype_policy(job["precision"])
     import keras_bert_lib as kbl
-    from keras_bert_lib.tasks.text_task import part_for
+    from keras_bert_lib.models.part import part_for
 
     encoder = kbl.models.bert(VOCABULARY_SIZE, **_keras_sizes(job))
     names = {"token_ids": "token_ids", "segment_ids": "segment_ids", "padding_mask": "padding_mask"}

@@ -81,9 +81,7 @@ def _described(parts: dict[str, keras.layers.Layer]) -> str:
 def _num_layers(encoder: keras.Model, blocks: Sequence[TransformerEncoder]) -> int:
     """How many blocks are applied: each as often as the others, and each right behind the one before."""
     # A model's own config alone says what is called inside it: a layer also knows of calls outside.
-    nodes = {layer["name"]: layer["inbound_nodes"] for layer in encoder.get_config()["layers"]}
-    # One with `attended` finishes what another has begun.
-    calls = {name: [call for call in its if not call["kwargs"].get("attended")] for name, its in nodes.items()}
+    calls = {layer["name"]: layer["inbound_nodes"] for layer in encoder.get_config()["layers"]}
     expected = [["embeddings", 0, 0]]
     expected += [[block.name, call, 0] for block in blocks for call in range(len(calls[block.name]))]
     inputs = [x["config"]["keras_history"] for block in blocks for call in calls[block.name] for x in call["args"][:1]]

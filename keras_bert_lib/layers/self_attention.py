@@ -62,8 +62,16 @@ class SelfAttention(keras.layers.Layer):
         tokens = layout_of(inputs, padding_mask, layout)
         return tokens.outputs(self.projection(self.attend(tokens.rows(inputs), tokens, training)))
 
-    def attend(self, rows: tf.Tensor, layout: PaddedLayout | UnpaddedLayout, training: bool) -> tf.Tensor:
-        """Attention from rows [T, D] to rows [T, D], before its own projection: the form that a block calls."""
+    def attend(
+        self, rows: tf.Tensor, layout: PaddedLayout | UnpaddedLayout, training: bool, first_token_only: bool = False
+    ) -> tf.Tensor:
+        """Attention from rows [T, D] to rows [T, D], before its own projection: the form that a block calls.
+
+        Of the first token of each sequence alone: [B, D].
+        """
+        if first_token_only:
+            first = self._attend(layout.attention_inputs_of_first(self.qkv(rows), self.num_heads), training)
+            return tf.reshape(first, [-1, rows.shape[-1]])  # [B, H, 1, K] -> [B, D]
         blocks = layout.attention_inputs(self.qkv(rows), self.num_heads)
         rows_attended = layout.attention_outputs([self._attend(block, training) for block in blocks])
         # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.

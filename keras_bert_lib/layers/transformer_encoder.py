@@ -32,22 +32,19 @@ class TransformerEncoder(keras.layers.Layer):
         activation: As in `FeedForward`.
         layer_norm_epsilon: As in `LayerNorm`.
         normalize_first: `True` for pre-norm.
-        recompute: `True` keeps a block's inputs alone for the backward pass, and what is passed as `attended`, and
-            computes the block again there: training takes much less memory, and up to a third longer. Results and
-            gradients are the same.
+        recompute: `True` keeps a block's inputs alone for the backward pass, and computes the block again there:
+            training takes much less memory, and up to a third longer. Results and gradients are the same.
     Call arguments:
         inputs: float [B, S, D].
         padding_mask: bool or int [B, S]; 1 = real token. `None` attends everywhere.
         layout: Instead of `padding_mask`: what `TokenLayout` made. Unless it keeps the padding, inputs are [T, D].
-        attended: What a call with `attention_only` gave for the same `inputs`, to go on from there.
-        attention_only: `True` stops before the projection of what attention gives, which is as large as `inputs`.
-        first_token_only: `True` computes for the first token of each sequence alone what follows attention, three
-            quarters of a block: enough for a last block of which a classifier reads [CLS].
+        first_token_only: `True` computes the output of the first token of each sequence alone, a quarter of the work:
+            enough for a last block of which a classifier reads [CLS].
     Returns:
         The shape of `inputs`, in the compute dtype. Rows of padded positions are finite, but mean nothing. With
         `first_token_only` float [B, 1, D]; without padding, zeros for a sequence that begins with padding.
     Raises:
-        ValueError: if `first_token_only` meets the layout of a packed batch, or `attention_only` one of the other two.
+        ValueError: if `first_token_only` meets the layout of a packed batch.
     Example:
     >>> block, x = TransformerEncoder(num_heads=2, intermediate_dim=32), keras.ops.ones((1, 3, 8))
     >>> tuple(block(x).shape)
@@ -87,28 +84,13 @@ class TransformerEncoder(keras.layers.Layer):
         for part in (self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm):
             part.build(rows_shape)
 
-    def call(
-        self,
-        inputs,
-        padding_mask=None,
-        layout=None,
-        attended=None,
-        attention_only=False,
-        first_token_only=False,
-        training=False,
-    ):
+    def call(self, inputs, padding_mask=None, layout=None, first_token_only=False, training=False):
         inputs = tf.cast(inputs, self.compute_dtype)
         tokens = layout_of(inputs, padding_mask, layout)
         if first_token_only and tokens.is_packed:
             raise ValueError(
                 "`first_token_only` gives one vector a row of the batch. Received: the layout of a packed batch. Lay "
                 "one sequence in a row, or take the first tokens out of the outputs for all."
-            )
-
-        if attention_only and (attended is not None or first_token_only):
-            raise ValueError(
-                "`attention_only` stops before what `attended` and `first_token_only` are about. Received both. Finish "
-                "the block by a call of its own."
             )
 
         def normalized(x, norm):
@@ -118,44 +100,26 @@ class TransformerEncoder(keras.layers.Layer):
             x = x + self.dropout(update, training=training)
             return x if self.normalize_first else norm(x)
 
-        def attend(x):
-            return self.attention.attend(normalized(x, self.attention_norm), tokens, training)
-
-        def finish(x, attended):  # token by token
+        def block(x):
+            attended = self.attention.attend(normalized(x, self.attention_norm), tokens, training, first_token_only)
+            x = first_tokens(x) if first_token_only else x
             x = added(x, self.attention.projection(attended), self.attention_norm)
             return added(x, self.feed_forward(normalized(x, self.feed_forward_norm)), self.feed_forward_norm)
-
-        def kept(forward, *inputs):
-            return recompute_for_gradient(self, forward, *inputs) if self.recompute and training else forward(*inputs)
 
         def first_tokens(rows):
             return tokens.first_tokens(tokens.outputs(rows), None)  # [B, D]
 
         x = tokens.rows(inputs)  # [T, D]
-        if attended is None and not (attention_only or first_token_only):  # recomputed as one
-            return tokens.outputs(kept(lambda x: finish(x, attend(x)), x))
-        attended = kept(attend, x) if attended is None else tokens.rows(attended)
-        if attention_only:
-            return tokens.outputs(attended)
-        if first_token_only:
-            first = kept(finish, first_tokens(x), first_tokens(attended))
-            is_token = first_tokens(tf.ones_like(x[:, :1])) > 0  # else zeros, for a norm's gradient there is endless
-            return tf.where(is_token, first, tf.zeros([], first.dtype))[:, tf.newaxis]
-        return tokens.outputs(kept(finish, x, attended))
+        rows = recompute_for_gradient(self, block, x) if self.recompute and training else block(x)
+        if not first_token_only:
+            return tokens.outputs(rows)
+        is_token = first_tokens(tf.ones_like(x[:, :1])) > 0  # else zeros, for a norm's gradient there is endless
+        return tf.where(is_token, rows, tf.zeros([], rows.dtype))[:, tf.newaxis]
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape
 
-    def compute_output_spec(
-        self,
-        inputs,
-        padding_mask=None,
-        layout=None,
-        attended=None,
-        attention_only=False,
-        first_token_only=False,
-        training=False,
-    ):
+    def compute_output_spec(self, inputs, padding_mask=None, layout=None, first_token_only=False, training=False):
         batch = (layout or {}).get("row_of_position", inputs).shape[0]
         shape = (batch, 1, inputs.shape[-1]) if first_token_only else inputs.shape
         return keras.KerasTensor(shape, self.compute_dtype)

@@ -3,8 +3,7 @@
 The encoder contract:
 - inputs: a dict `token_ids`, `segment_ids`, `padding_mask`, each int32 [B, S]; `padding_mask` 1 = real token; a family
   without segments leaves `segment_ids` out, and passes over those that come;
-- outputs: a dict `sequence_output` [B, S, D] and `pooled_output` [B, D], in the compute dtype. The last block is
-  finished for each by itself: in training, dropout of the two is drawn apart;
+- outputs: a dict `sequence_output` [B, S, D] and `pooled_output` [B, D], in the compute dtype;
 - layers: one named `embeddings`, then `block_0`, `block_1`, ..., then `pooler`.
 
 An encoder of packed batches, where several short sequences share a row, has the same layers and weights, and gives each
@@ -109,15 +108,8 @@ def transformer_model(
     inputs = {name: keras.Input((None,), dtype="int32", name=name) for name, is_taken in takes.items() if is_taken}
     layout = TokenLayout(padding, packed, name="token_layout")(inputs["padding_mask"])
     x = embeddings(inputs["token_ids"], inputs.get("segment_ids"), layout=layout)
-    *lower, last = [blocks[layer * num_groups // num_layers] for layer in range(num_layers)]
-    for block in lower:
-        x = block(x, layout=layout)
-    if packed:
-        x = last(x, layout=layout)
-        pooled = pooler(x, layout=layout, first_positions=inputs["first_positions"])
-    else:  # apart, so that who wants one output alone need not compute the other
-        attended = last(x, layout=layout, attention_only=True)
-        pooled = pooler(last(x, layout=layout, attended=attended, first_token_only=True))
-        x = last(x, layout=layout, attended=attended)
+    for layer in range(num_layers):
+        x = blocks[layer * num_groups // num_layers](x, layout=layout)
+    pooled = pooler(x, layout=layout, first_positions=inputs.get("first_positions"))
     x = RestorePadding(name="restore_padding")(x, layout=layout)
     return NamedInputs(inputs, {"sequence_output": x, "pooled_output": pooled}, name=name)

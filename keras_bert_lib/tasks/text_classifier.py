@@ -14,7 +14,8 @@ import tensorflow as tf
 from keras_bert_lib import checkpoints
 from keras_bert_lib.checkpoints.hf_config import Kind
 from keras_bert_lib.layers import ClassificationHead
-from keras_bert_lib.tasks.text_task import TextTask, dtype_policy, part_for, symbolic_inputs
+from keras_bert_lib.models.part import part_for
+from keras_bert_lib.tasks.text_task import TextTask, dtype_policy, symbolic_inputs
 from keras_bert_lib.training import AdamW, adamw
 
 # Of BERT-Base: the middle of the three that Devlin et al. 2018, appendix A.3, tried on every task. The best rate of

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import MeanPooler
-from keras_bert_lib.tasks.text_task import TextTask, load_encoder_without_pooler, part_for, symbolic_inputs
+from keras_bert_lib.models.part import part_for
+from keras_bert_lib.tasks.text_task import TextTask, load_encoder_without_pooler, symbolic_inputs
 
 Pooling = Literal["mean", "cls"]
 

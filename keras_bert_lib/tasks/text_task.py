@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import frozen
-from keras_bert_lib.models.named_inputs import NamedInputs
 from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
 from keras_bert_lib.training import FunctionalModel
 from keras_bert_lib.training.epochs import Epochs, cardinality
@@ -243,11 +242,6 @@ def load_encoder_without_pooler(directory: pathlib.Path, **options: Any) -> kera
 def symbolic_inputs(encoder: keras.Model) -> dict[str, keras.KerasTensor]:
     """Inputs of a task's model: those of its encoder, made anew."""
     return {name: keras.Input(t.shape[1:], dtype=t.dtype, name=name) for name, t in encoder.input.items()}
-
-
-def part_for(encoder: keras.Model, output: str) -> keras.Model:
-    """What one output of an encoder takes: a model of its layers and graph, without what the output does not need."""
-    return NamedInputs(encoder.input, {output: encoder.output[output]}, name=encoder.name)
 
 
 def _has_targets(dataset: tf.data.Dataset) -> bool:

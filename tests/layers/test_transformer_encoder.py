@@ -104,19 +104,11 @@ def test_the_first_token_alone_is_that_of_the_outputs(options, padding):
     def first(rows, training=False):
         return layer(rows, layout=layout, first_token_only=True, training=training)[:, 0]
 
-    def in_halves(rows, training=False):
-        attended = layer(rows, layout=layout, attention_only=True, training=training)
-        return layer(rows, layout=layout, attended=attended, first_token_only=True, training=training)[:, 0]
-
-    rows, expected = RemovePadding()(x, layout=layout), gradients(first_of_all)
-    np.testing.assert_array_equal(
-        layer(rows, layout=layout, attended=layer(rows, layout=layout, attention_only=True)), layer(rows, layout=layout)
-    )
-    for take in (first, in_halves):
-        assert take(rows).shape == (4, WIDTH) and np.isfinite(take(rows)).all()
-        np.testing.assert_allclose(take(rows), first_of_all(rows), rtol=1e-5, atol=1e-5)
-        for one, other in zip(gradients(take), expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    rows = RemovePadding()(x, layout=layout)
+    assert first(rows).shape == (4, WIDTH) and np.isfinite(first(rows)).all()
+    np.testing.assert_allclose(first(rows), first_of_all(rows), rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(first), gradients(first_of_all), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_packed_batch_has_more_than_one_first_token_a_row():
@@ -141,9 +133,3 @@ def test_symbolic_calls_may_pass_by_position():
     layout = TokenLayout()(mask)
     assert _block()(x, mask).shape == (None, None, WIDTH)
     assert _block()(RemovePadding()(x, layout=layout), None, layout).shape == (None, WIDTH)
-
-
-@pytest.mark.parametrize("more", [{"first_token_only": True}, {"attended": X}], ids=["first_token_only", "attended"])
-def test_attention_alone_has_nothing_to_finish(more):
-    with pytest.raises(ValueError, match=r"`attention_only` stops before .*Received both. Finish the block by a call"):
-        _block()(X, attention_only=True, **more)

@@ -4,6 +4,8 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib import models
+from keras_bert_lib.layers import TransformerEncoder
+from keras_bert_lib.models.part import part_for
 
 SIZES = {"num_layers": 2, "hidden_dim": 8, "num_heads": 2, "intermediate_dim": 16}
 FAMILIES = {
@@ -236,18 +238,36 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         models.bert(20, num_layers=1, hidden_dim=8, num_heads=3, intermediate_dim=16)
 
 
-@pytest.mark.parametrize("family", ["bert", "albert"])
-def test_a_model_for_one_output_computes_the_last_block_for_that_alone(family):
-    """Counted are feed-forward networks: one a block, and that of the last one twice where both outputs are taken."""
-    model = FAMILIES[family](activation="gelu")
+@pytest.mark.parametrize("output", ["sequence_output", "pooled_output"])
+def test_a_part_computes_what_its_output_needs(family, output):
+    """Seen in the shapes of the feed-forward networks: tokens, whose number is open, or the two sequences."""
+    model = family(activation="gelu", dropout=0.0, attention_dropout=0.0)
+    part, batch = part_for(_randomized(model), output), {name: tf.constant(x) for name, x in _batch(model).items()}
+    traced = tf.function(lambda batch: part(batch), autograph=False).get_concrete_function(batch)
+    operations = traced.graph.get_operations()
+    rows = [op.outputs[0].shape[0] for op in operations if op.type == "Erf"]
+    assert rows == ([None, 2] if output == "pooled_output" else [None, None])
+    assert ("Tanh" in {op.type for op in operations}) == (output == "pooled_output")
+    assert part.weights == (model.weights if output == "pooled_output" else model.weights[:-2])
 
-    def networks(model):
-        traced = tf.function(lambda batch: model(batch), autograph=False).get_concrete_function(_batch(model))
-        return [op.type for op in traced.graph.get_operations()].count("Erf")
+    def gradients(model):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(batch, training=True)[output] ** 2)
+        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, part.trainable_variables)]
 
-    assert networks(model) == 3
-    for output in model.output.values():
-        assert networks(keras.Model(model.input, output)) == 2
+    np.testing.assert_allclose(part(batch)[output], model(batch)[output], atol=1e-5)
+    for one, other in zip(gradients(part), gradients(model), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_of_blocks_that_no_pooler_of_ours_reads_is_left_as_it_is():
+    x = keras.Input((None, 8), name="x")
+    pooled = keras.layers.GlobalAveragePooling1D()(TransformerEncoder(2, 16)(x))
+    model = keras.Model({"x": x}, {"pooled_output": pooled})
+    inputs = {"x": np.random.default_rng(0).normal(size=(2, 3, 8)).astype("float32")}
+    np.testing.assert_array_equal(
+        part_for(model, "pooled_output")(inputs)["pooled_output"], model(inputs)["pooled_output"]
+    )
 
 
 def test_gradients_in_half_precision_are_those_of_float32():

@@ -1,6 +1,7 @@
 """Exports of every kind answer a C program, which has no Python in it, as they answer Python."""
 
 import contextlib
+import itertools
 import re
 import sys
 
@@ -30,11 +31,15 @@ def batch(*texts):
 
 BATCHES = [
     batch("A gem of a film."),
-    batch(""),
     batch(
-        "a gem", "", "Two hours I want back, films.", "Ça déçoit, 電影 😀!", "two\0hours\nback", b"two \xff\xc3 films"
+        "a gem",
+        "",
+        "Two hours I want back, films.",
+        "Ça déçoit, 電影 😀!",
+        "two\0hours\nback",
+        b"two \xff\xc3 films",
+        "want the gem back. " * 5_300,  # 100 kB
     ),
-    batch("want the gem back. " * 5_300, "film"),  # 100 kB
     batch(),
 ]
 
@@ -153,19 +158,20 @@ def test_every_signature_answers_as_in_python(kind, executable, tmp_path):
         options.get("sequence_length"),
     )
     loaded = tf.saved_model.load(str(version)).signatures
-    assert signatures(version).keys() == loaded.keys() == ways.keys()
+    served = signatures(version)
+    assert served.keys() == loaded.keys() == ways.keys()
+    # In less than float32 signatures differ as they do in float32: one shows the arithmetic.
+    asked = list(served) if tolerance == 1e-5 else ["serving_default"]
     libraries = [] if kind in WITHOUT_LIBRARIES else text_op_libraries()
     int8 = task.frozen("int8") if kind == "int8" else contextlib.nullcontext()
     with int8, Program(executable, version, libraries, tmp_path / "log") as program:
-        for name, signature in signatures(version).items():
-            for texts in BATCHES:
-                inputs = ways[name].inputs_of(list(texts))
-                answered = program.ask(signature, **{key: tensor.numpy() for key, tensor in inputs.items()})
-                assert_near(answered, loaded[name](**inputs), tolerance if kind == "bfloat16" else 1e-5)
-                own = numbers(ways[name].answer(*(inputs[spec.name] for spec in ways[name].specs)))
-                if tolerance == 1e-5 or name == "serving_default":
-                    assert_near(answered, own, tolerance)
-                assert len(texts) < 2 or all(np.ptp(answered[key], axis=0).max() > 0.01 for key in own)
+        for name, texts in itertools.product(asked, BATCHES):
+            inputs = ways[name].inputs_of(list(texts))
+            answered = program.ask(served[name], **{key: tensor.numpy() for key, tensor in inputs.items()})
+            assert_near(answered, loaded[name](**inputs), tolerance if kind == "bfloat16" else 1e-5)
+            own = numbers(ways[name].answer(*(inputs[spec.name] for spec in ways[name].specs)))
+            assert_near(answered, own, tolerance)
+            assert len(texts) < 2 or all(np.ptp(answered[key], axis=0).max() > 0.01 for key in own)
     assert program.process.returncode == 0
 
 
