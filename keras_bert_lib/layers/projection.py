@@ -21,8 +21,8 @@ class Dense(keras.layers.Dense):
     """Keras's layer, activation(x W + b), with a gradient of the bias that is right in half precision, too.
 
     That gradient is a sum over all rows. TensorFlow's kernel for it adds up in the dtype of the rows, where a long sum
-    soon stops to grow: in bfloat16, of 4,096 rows, it is a tenth off, and half of it for queries and keys, whose sums
-    are small differences. A product with ones is added up in float32, and takes no longer.
+    soon stops to grow: in bfloat16, of 4,096 rows, it is a tenth off, and more where the sum is a small difference, as
+    in attention. A product with ones is added up in float32, and takes no longer.
 
     Call arguments:
         inputs: float [..., D].
@@ -39,7 +39,7 @@ def _with_bias(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tens
     """x W + b, which the graph pass fuses into one kernel."""
 
     def gradient(upstream):
-        rows, upstream_rows = (tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (inputs, upstream))
+        rows, upstream_rows = tf.reshape(inputs, [-1, kernel.shape[0]]), tf.reshape(upstream, [-1, kernel.shape[1]])
         return (
             tf.matmul(upstream, kernel, transpose_b=True),
             tf.matmul(rows, upstream_rows, transpose_a=True),

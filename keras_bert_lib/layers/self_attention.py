@@ -69,13 +69,14 @@ class SelfAttention(keras.layers.Layer):
 
         Of the first token of each sequence alone: [B, D].
         """
-        if first_token_only:
-            first = self._attend(layout.attention_inputs_of_first(self.qkv(rows), self.num_heads), training)
-            return tf.reshape(first, [-1, rows.shape[-1]])  # [B, H, 1, K] -> [B, D]
-        blocks = layout.attention_inputs(self.qkv(rows), self.num_heads)
+        qkv = self.qkv(rows)
+        if first_token_only and isinstance(layout, UnpaddedLayout):
+            return self._attend_first(qkv, layout, training)
+        blocks = layout.attention_inputs(qkv, self.num_heads)
         rows_attended = layout.attention_outputs([self._attend(block, training) for block in blocks])
         # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.
-        return tf.reshape(rows_attended, tf.shape(rows))
+        rows_attended = tf.reshape(rows_attended, tf.shape(rows))
+        return layout.first_tokens(layout.outputs(rows_attended), None) if first_token_only else rows_attended
 
     def _attend(self, block: AttentionInputs, training: bool) -> tf.Tensor:
         query, key, value, bias = block  # [N, H, L, K] each
@@ -83,6 +84,22 @@ class SelfAttention(keras.layers.Layer):
         if bias is not None:
             scores += bias
         return tf.matmul(self.dropout(_softmax(scores), training=training), value)  # [N, H, L, K]
+
+    def _attend_first(self, qkv: tf.Tensor, layout: UnpaddedLayout, training: bool) -> tf.Tensor:
+        """[T, 3 D] -> [B, D]. One query a sequence needs no blocks: each token is multiplied by that of its own."""
+        query, key, value = tf.split(tf.cast(qkv, tf.float32), 3, axis=-1)
+        width = query.shape[-1]
+        first = layout.of_sequences(layout.first_tokens(query, None))  # [T, D]
+        scores = tf.reduce_sum(self._heads(first * key), axis=-1) * math.sqrt(self.num_heads / width)  # [T, H]
+        weights = tf.exp(scores - layout.of_sequences(layout.maxima(tf.stop_gradient(scores))))
+        weights /= layout.of_sequences(layout.sums(weights)[0])
+        weights = tf.cast(self.dropout(weights, training=training), tf.float32)
+        weighted = tf.reshape(self._heads(value) * weights[:, :, tf.newaxis], [-1, width])  # [T, D]
+        return tf.cast(layout.sums(weighted)[0], qkv.dtype)
+
+    def _heads(self, rows: tf.Tensor) -> tf.Tensor:
+        """[T, D] -> [T, H, K]."""
+        return tf.reshape(rows, [-1, self.num_heads, rows.shape[-1] // self.num_heads])
 
     def compute_output_shape(self, inputs_shape, padding_mask_shape=None, layout_shape=None):
         return inputs_shape

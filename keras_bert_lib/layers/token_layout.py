@@ -115,11 +115,6 @@ class PaddedLayout:
         qkv = tf.reshape(qkv, [*self._batch_shape, 3, num_heads, qkv.shape[-1] // (3 * num_heads)])
         return [AttentionInputs(*tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4])), self._bias(qkv.dtype))]
 
-    def attention_inputs_of_first(self, qkv: tf.Tensor, num_heads: int) -> AttentionInputs:
-        """[T, 3 D] -> a block a line, with the query of the first token alone: [B, H, 1, K]."""
-        (block,) = self.attention_inputs(qkv, num_heads)
-        return block._replace(query=block.query[:, :, :1])
-
     def attention_outputs(self, contexts: list[tf.Tensor]) -> tf.Tensor:
         """[B, H, S, K] -> [T, D]."""
         (context,) = contexts
@@ -208,6 +203,15 @@ class UnpaddedLayout:
             tf.math.unsorted_segment_sum(tf.ones_like(sequence), sequence, batch),
         )
 
+    def maxima(self, rows: tf.Tensor) -> tf.Tensor:
+        """[T, D] -> [B, D], the largest over each sequence of an ordinary batch."""
+        batch = tf.shape(self._tensors["row_of_position"])[0]
+        return tf.math.unsorted_segment_max(rows, self._tensors["sequence_of_row"], batch)
+
+    def of_sequences(self, sequences: tf.Tensor) -> tf.Tensor:
+        """[B, D] of an ordinary batch -> [T, D]: to each row what belongs to its sequence."""
+        return tf.gather(sequences, self._tensors["sequence_of_row"])
+
     # One gather takes each head's share of a row right to its place in a block, and one takes it back: no transposition
     # of all heads besides. The two are each other's gradient. An empty slot holds row 0: no token looks at it, and
     # nobody reads what it finds.
@@ -232,12 +236,6 @@ class UnpaddedLayout:
             AttentionInputs(*tf.unstack(block), self._bias(rows, qkv.dtype))
             for block, rows in zip(blocks, self._rows_of_slots, strict=True)
         ]
-
-    def attention_inputs_of_first(self, qkv: tf.Tensor, num_heads: int) -> AttentionInputs:
-        """[T, 3 D] -> as in `PaddedLayout`: with one query a sequence, padding costs less than packing."""
-        batch = self.restore_padding(qkv)
-        padded = PaddedLayout(batch, self._tensors["row_of_position"] >= 0)
-        return padded.attention_inputs_of_first(padded.rows(batch), num_heads)
 
     def attention_outputs(self, contexts: list[tf.Tensor]) -> tf.Tensor:
         """For each group, [N, H, L, K] -> [T, D]."""

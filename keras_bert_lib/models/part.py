@@ -20,12 +20,19 @@ def part_for(encoder: keras.Model, output: str) -> keras.Model:
     """
     outputs = encoder.output[output]
     if output == "pooled_output":
-        pooler, pooler_inputs = _call_behind(outputs)
-        block, block_inputs = _call_behind(pooler_inputs.args[0])
-        if isinstance(pooler, CLSPooler) and isinstance(block, TransformerEncoder):
-            first = block(*block_inputs.args, **{**block_inputs.kwargs, "first_token_only": True})
-            outputs = pooler(first)
+        outputs = _of_first_token_alone(outputs)
     return NamedInputs(encoder.input, {output: outputs}, name=encoder.name)
+
+
+def _of_first_token_alone(pooled: keras.KerasTensor) -> keras.KerasTensor:
+    """The same, drawn with a last block for the first token alone; as it is, if it was not drawn as `assembly` does."""
+    pooler, call = _call_behind(pooled)
+    if type(pooler) is not CLSPooler or len(call.args) != 1 or call.kwargs.get("first_positions") is not None:
+        return pooled
+    block, call = _call_behind(call.args[0])
+    if type(block) is not TransformerEncoder or len(call.args) != 1:
+        return pooled
+    return pooler(block(*call.args, **{**call.kwargs, "first_token_only": True}))
 
 
 def _call_behind(tensor: keras.KerasTensor):

@@ -111,6 +111,20 @@ def test_the_first_token_alone_is_that_of_the_outputs(options, padding):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", ["keep", "remove"])
+def test_the_first_token_alone_in_half_precision_and_of_no_sequence(padding):
+    layer = _block(dropout=0.0, attention_dropout=0.0, dtype="mixed_bfloat16")
+    layout, x = TokenLayout(padding)(np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])), X[:2]
+    rows = RemovePadding()(x, layout=layout)
+    first = layer(rows, layout=layout, first_token_only=True)
+    whole = RestorePadding()(layer(rows, layout=layout), layout=layout)[:, :1]
+    assert first.dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(first, tf.float32), tf.cast(whole, tf.float32), rtol=0.05, atol=0.05)
+    layout = TokenLayout(padding)(np.zeros((0, 5), "int32"))
+    nothing = RemovePadding()(x[:0], layout=layout)
+    assert layer(nothing, layout=layout, first_token_only=True).shape == (0, 1, WIDTH)
+
+
 def test_a_packed_batch_has_more_than_one_first_token_a_row():
     layout = TokenLayout(packed=True)(np.array([[1, 1, 2, 2, 0]]))
     rows = RemovePadding()(X[:1], layout=layout)

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib import models
-from keras_bert_lib.layers import TransformerEncoder
+from keras_bert_lib.layers import CLSPooler, TransformerEncoder
 from keras_bert_lib.models.part import part_for
 
 SIZES = {"num_layers": 2, "hidden_dim": 8, "num_heads": 2, "intermediate_dim": 16}
@@ -260,9 +260,20 @@ def test_a_part_computes_what_its_output_needs(family, output):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_part_of_blocks_that_no_pooler_of_ours_reads_is_left_as_it_is():
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: keras.layers.GlobalAveragePooling1D()(x),
+        lambda x: keras.layers.Concatenate()([keras.layers.GlobalAveragePooling1D()(x), CLSPooler()(x)]),
+        lambda x: CLSPooler()(inputs=x),
+        lambda x: CLSPooler()(x, first_positions=keras.ops.ones_like(x[:, :1, 0], dtype="int32"))[:, 0],
+        lambda x: CLSPooler()(keras.layers.LayerNormalization()(x)),
+    ],
+    ids=["of Keras", "of two", "by keyword", "of another token", "behind a norm"],
+)
+def test_a_part_of_blocks_that_are_pooled_in_another_way_is_left_as_it_is(pool):
     x = keras.Input((None, 8), name="x")
-    pooled = keras.layers.GlobalAveragePooling1D()(TransformerEncoder(2, 16)(x))
+    pooled = pool(TransformerEncoder(2, 16)(x))
     model = keras.Model({"x": x}, {"pooled_output": pooled})
     inputs = {"x": np.random.default_rng(0).normal(size=(2, 3, 8)).astype("float32")}
     np.testing.assert_array_equal(
