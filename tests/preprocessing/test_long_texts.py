@@ -35,17 +35,18 @@ def make_tokenizer(request, vocabulary):
     return functools.partial(WordPieceTokenizer, vocabulary, backend=request.param)
 
 
-@pytest.mark.parametrize(("special_tokens_in_text", "window"), [(False, 30), (True, 1)])
-def test_windows_change_no_token(make_tokenizer, special_tokens_in_text, window, monkeypatch):
+@pytest.mark.parametrize("special_tokens_in_text", [False, True])
+def test_windows_change_no_token(make_tokenizer, special_tokens_in_text, monkeypatch):
     texts = _texts()
     whole = make_tokenizer(special_tokens_in_text=special_tokens_in_text)
     expected = {unit: whole.tokenize_with_offsets(texts, unit) for unit in UNITS}
-    monkeypatch.setattr(token_finder, "by_windows", functools.partial(by_windows, window=window))
-    cut = make_tokenizer(special_tokens_in_text=special_tokens_in_text)
-    assert cut(texts).to_list() == expected["code_points"].token_ids.to_list()
-    for unit in UNITS:
-        for one, other in zip(cut.tokenize_with_offsets(texts, unit), expected[unit], strict=True):
-            assert one.to_list() == other.to_list()
+    for window in (1, 30):
+        monkeypatch.setattr(token_finder, "by_windows", functools.partial(by_windows, window=window))
+        cut = make_tokenizer(special_tokens_in_text=special_tokens_in_text)
+        assert cut(texts).to_list() == expected["code_points"].token_ids.to_list(), window
+        for unit in UNITS:
+            for one, other in zip(cut.tokenize_with_offsets(texts, unit), expected[unit], strict=True):
+                assert one.to_list() == other.to_list(), (window, unit)
 
 
 def test_windows_end_at_white_space_and_grow_where_there_is_none(make_tokenizer, monkeypatch):

@@ -211,7 +211,7 @@ def test_a_small_decay_waits_until_float32_can_take_it(make):
     before = [v.numpy().astype("float64") for v in variables]
     optimizer = make(0.0, weight_decay=0.01, learning_rate_multipliers={"^embeddings$": 0.1})
     optimizer.build(variables)
-    steps = tf.constant(2_000)
+    steps = 2_000
 
     @tf.function
     def steps_that_moved():
@@ -223,7 +223,6 @@ def test_a_small_decay_waits_until_float32_can_take_it(make):
         return moved
 
     moved = int(steps_that_moved())
-    steps = int(steps)
     shares = {"embeddings": 0.1, "kernel": 1.0}
     for variable, old in zip(variables, before, strict=True):
         exact = old * (1 - 0.01 * 5e-6 * shares.get(variable.name, 0.0)) ** steps
