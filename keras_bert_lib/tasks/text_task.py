@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from keras_bert_lib import checkpoints
 from keras_bert_lib.layers import frozen
+from keras_bert_lib.tasks.prediction import can_overlap, predict_overlapped
 from keras_bert_lib.tasks.text_batches import TextBatches, is_text, tokenized
 from keras_bert_lib.training import FunctionalModel
 from keras_bert_lib.training.epochs import Epochs, cardinality
@@ -28,7 +30,7 @@ class TextTask(FunctionalModel):
 
     - texts in memory: a list or array of strings, or a pair `(first, second)` of them. They are batched by length:
       training sorts within shuffled windows, evaluation and prediction sort all and give the results in your order,
-      without `batch_size` in batches of about 4,096 tokens;
+      without `batch_size` in batches of about 4,096 tokens; `predict` computes two of them at a time on a CPU;
     - a `tf.data.Dataset` of batches of strings, or of `(first, second)`, with `y` and `sample_weight` behind them;
     - token ids: whatever Keras takes, as dicts `token_ids`, `segment_ids`, `padding_mask`.
 
@@ -147,15 +149,26 @@ class TextTask(FunctionalModel):
             y = self.encode_targets(y)
         return super().evaluate(x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs)
 
-    def predict(self, x: Any, batch_size: int | None = None, **kwargs) -> Any:
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
         """`keras.Model.predict`, for strings too: see the class. Results are in the order of the texts."""
         if isinstance(x, tf.data.Dataset):
             x = tokenized(x, self.preprocessor, targets=_has_targets(x))
         elif is_text(x):
+            if steps is not None:
+                raise ValueError(f"Texts in memory are all predicted. Received: steps={steps}. Pass fewer texts.")
             dataset, order = TextBatches(x, self.preprocessor).sorted(batch_size)
             places = np.argsort(order)
-            return keras.tree.map_structure(lambda a: a[places], super().predict(dataset, **kwargs))
-        return super().predict(x, batch_size=batch_size, **kwargs)
+            run = functools.partial(predict_overlapped, self) if can_overlap(self) else super().predict
+            outputs = run(dataset, verbose=verbose, callbacks=callbacks)
+            return keras.tree.map_structure(lambda a: a[places], outputs)
+        return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 
     @contextlib.contextmanager
     def frozen(self, products: Literal["float", "int8"] = "float") -> Iterator[None]:
