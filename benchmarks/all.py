@@ -1,6 +1,7 @@
 """Every benchmark, one after the other: the whole report.
 
     python -m benchmarks.all
+    python -m benchmarks.all --since 2026-11-29    # goes on where it was stopped
 
 takes some hours on two cores, and installs the peers where they are not. How to read the results: README.md beside this
 file.
@@ -9,12 +10,14 @@ file.
 from __future__ import annotations
 
 import argparse
+import datetime
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import corpora, machine
+from benchmarks import corpora, machine, report
 from benchmarks.contest import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
@@ -45,6 +48,14 @@ def commands(options: argparse.Namespace, folder: Path) -> list[list[str]]:
     return [[*run, *common] for run in runs]
 
 
+def made_on(module: str, *arguments: str) -> datetime.date:
+    """The day above the table that a command writes; long ago, if there is none."""
+    name = {"encoder": "{}", "real_text": "real_text_{}"}.get(module, module).format(*arguments)
+    file = report.HERE / f"{name}.md"
+    dates = re.findall(r"^(\d{4}-\d\d-\d\d);", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else []
+    return datetime.date.fromisoformat(dates[0]) if dates else datetime.date.min
+
+
 def _corpora(options: argparse.Namespace, folder: Path) -> list[str]:
     books = options.data / "pretrain_text" / "books_train.txt.xz"
     vocabularies = options.data / "vocabs"
@@ -71,10 +82,15 @@ def main() -> None:
     parser.add_argument("--peers", choices=("all", "none"), default="all")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the corpora")
     parser.add_argument("--manuals", type=Path, help="usr/share/man of Debian's manpages-LANGUAGE packages")
+    parser.add_argument(
+        "--since", type=datetime.date.fromisoformat, help="leave out what was made on this day (2026-11-29) or later"
+    )
     options = parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         for module, *arguments in commands(options, Path(folder)):
+            if options.since and made_on(module, *arguments) >= options.since:
+                continue
             print(f"=== {module}", flush=True)
             if subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT).returncode:
                 failed.append(module)

@@ -8,6 +8,7 @@ down slows them all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -50,10 +51,12 @@ class Contestant:
             self.measured.setdefault(key, []).extend(values)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, if it has not ended by itself, as one does that finds no memory."""
         if self._process:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of what it was asked last
+                self._process.stdin.close()
             self._process.wait()
+            self._process.stdout.close()
 
     def _ask(self, message: dict) -> dict:
         try:

@@ -10,6 +10,7 @@ the result: README.md beside this file.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -68,6 +69,11 @@ def step_of(sizes: dict, gradient_bytes: int, batch_size: int, length: int, devi
 
 def gradient_bytes(sizes: dict, vocabulary_size: int = VOCABULARY_SIZE) -> int:
     """Bytes of all gradients of an encoder: dense, and float32 as its weights are, under mixed precision too."""
+    return _gradient_bytes(vocabulary_size, **sizes)
+
+
+@functools.cache
+def _gradient_bytes(vocabulary_size: int, **sizes: int) -> int:
     import keras
 
     import keras_bert_lib as kbl

@@ -8,8 +8,8 @@ from . import trial_here
 
 
 @pytest.mark.parametrize(("work", "row"), [("inference", "`mixed_bfloat16`"), ("training", "`TextClassifier.fit`")])
-def test_real_text_writes_a_table(work, row, tmp_path):
-    table = trial_here(tmp_path / "table.md", "real_text", work, "--trial")
+def test_real_text_writes_a_table(work, row, checkpoint, tmp_path):
+    table = trial_here(tmp_path / "table.md", "real_text", work, "--trial", "--model-package", str(checkpoint))
     ours = next(line for line in table.splitlines() if line.startswith(f"| this library, {row} |"))
     assert re.search(r"\| 1\.00 \|", ours), ours
     assert "absent: not asked for" in table

@@ -2,9 +2,11 @@ import argparse
 import gzip
 import lzma
 import re
+import subprocess
+from typing import NamedTuple
 
 from benchmarks import all as everything
-from benchmarks import corpora
+from benchmarks import corpora, report
 
 from . import trial_here
 
@@ -50,3 +52,20 @@ def test_the_whole_report_is_made_of_every_benchmark(tmp_path):
     programs = {name for name, text in texts.items() if "add_argument" in text or "report.arguments" in text}
     assert programs - {"all", "corpora", "fine_tuning_pytorch", "ngrams", "pretraining", "report"} == asked
     assert all(run[-2:] == ["--rounds", "3"] for run in runs)
+
+
+def test_a_report_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    for name, day in {"forward": "2026-01-31", "real_text_training": "2026-02-01", "latency": "2026-02-02"}.items():
+        (tmp_path / f"{name}.md").write_text(f"# Title\n\n{day}; a machine.\n\n2020-01-01; no heading\n")
+    runs = [["encoder", "forward"], ["real_text", "training"], ["latency"], ["encoder", "training"]]
+    asked = []
+    monkeypatch.setattr(everything, "commands", lambda options, folder: runs)
+    monkeypatch.setattr(subprocess, "run", lambda command, **where: asked.append(command[2:]) or Ended(0))
+    monkeypatch.setattr("sys.argv", ["all", "--since", "2026-02-01"])
+    everything.main()
+    assert asked == [["benchmarks.encoder", "forward"], ["benchmarks.encoder", "training"]]
+
+
+class Ended(NamedTuple):
+    returncode: int
