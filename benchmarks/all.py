@@ -83,13 +83,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the corpora")
     parser.add_argument("--manuals", type=Path, help="usr/share/man of Debian's manpages-LANGUAGE packages")
     parser.add_argument(
-        "--since", type=datetime.date.fromisoformat, help="leave out what was made on this day (2026-11-29) or later"
+        "--since",
+        type=datetime.date.fromisoformat,
+        help="leave out tables of this day (2026-11-29) or later, whatever options and code they are of",
     )
     options = parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         for module, *arguments in commands(options, Path(folder)):
             if options.since and made_on(module, *arguments) >= options.since:
+                print(f"=== {module}: made on {made_on(module, *arguments)}", flush=True)
                 continue
             print(f"=== {module}", flush=True)
             if subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT).returncode:

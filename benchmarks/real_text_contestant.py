@@ -180,8 +180,11 @@ def openvino(job: dict, texts: list[str]) -> tuple[Encode, dict]:
 
 def _at_its_best(encode: Callable[..., np.ndarray], texts: list[str], job: dict) -> tuple[Encode, str]:
     """`encode` with the `batch_size` at which it is fastest, and which one that is."""
+    sizes = BATCH_SIZES[job["sequence_length"]]
+    if len(sizes) == 1:
+        return partial(encode, batch_size=sizes[0]), f"batches of {sizes[0]}"
     part = texts[:: -(-len(texts) // PART)]
-    choices = {size: partial(encode, batch_size=size) for size in BATCH_SIZES[job["sequence_length"]]}
+    choices = {size: partial(encode, batch_size=size) for size in sizes}
     for choice in choices.values():
         choice(part)  # whatever is compiled by shape now is
     seconds = {size: _timed(choice, part)["seconds"] for size, choice in choices.items()}

@@ -30,7 +30,7 @@ class TextTask(FunctionalModel):
 
     - texts in memory: a list or array of strings, or a pair `(first, second)` of them. They are batched by length:
       training sorts within shuffled windows, evaluation and prediction sort all and give the results in your order,
-      without `batch_size` in batches of about 4,096 tokens; `predict` computes two of them at a time on a CPU;
+      without `batch_size` in batches of about 4,096 tokens;
     - a `tf.data.Dataset` of batches of strings, or of `(first, second)`, with `y` and `sample_weight` behind them;
     - token ids: whatever Keras takes, as dicts `token_ids`, `segment_ids`, `padding_mask`.
 
@@ -157,7 +157,11 @@ class TextTask(FunctionalModel):
         steps: int | None = None,
         callbacks: Any = None,
     ) -> Any:
-        """`keras.Model.predict`, for strings too: see the class. Results are in the order of the texts."""
+        """`keras.Model.predict`, for strings too: see the class. Results are in the order of the texts.
+
+        Of texts in memory two batches are at work at a time on a CPU, and take the memory of two. Callbacks see one
+        after the other, and cannot stop before the last.
+        """
         if isinstance(x, tf.data.Dataset):
             x = tokenized(x, self.preprocessor, targets=_has_targets(x))
         elif is_text(x):

@@ -43,12 +43,14 @@ def _options(output: pathlib.Path) -> list[str]:
 def _unhidden_modules():
     """A contestant that hides modules, as one that answers without Keras does, hides them from itself alone."""
     before = dict(sys.modules)
-    yield
-    for name in [name for name, module in sys.modules.items() if module is None]:
-        if before.get(name):
-            sys.modules[name] = before[name]
-        else:
-            del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name in [name for name, module in sys.modules.items() if module is None]:
+            if name in before:
+                sys.modules[name] = before[name]
+            else:
+                del sys.modules[name]
 
 
 class _ContestantHere:

@@ -1,4 +1,5 @@
 import argparse
+import datetime
 import gzip
 import lzma
 import re
@@ -52,6 +53,7 @@ def test_the_whole_report_is_made_of_every_benchmark(tmp_path):
     programs = {name for name, text in texts.items() if "add_argument" in text or "report.arguments" in text}
     assert programs - {"all", "corpora", "fine_tuning_pytorch", "ngrams", "pretraining", "report"} == asked
     assert all(run[-2:] == ["--rounds", "3"] for run in runs)
+    assert all(everything.made_on(*run) > datetime.date(2026, 1, 1) for run in runs)
 
 
 def test_a_report_that_was_stopped_goes_on(tmp_path, monkeypatch):
