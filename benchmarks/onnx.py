@@ -60,12 +60,13 @@ def runtime(file: Path, threads: int) -> Answer:
 def main() -> None:
     parser = report.arguments(__doc__, rounds=5)
     real_text.add_data_arguments(parser)
+    parser.add_argument("--checkpoint", default="kbl-mini", help="name or directory")
     options = parser.parse_args()
     options.limit = None
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     keras.utils.set_random_seed(0)
     examples = int8.data(options)
-    classifier = int8.fine_tuned("kbl-mini", examples, 1 if options.trial else EPOCHS, LEARNING_RATE)
+    classifier = int8.fine_tuned(options.checkpoint, examples, 1 if options.trial else EPOCHS, LEARNING_RATE)
     asked = batches(classifier, examples["test"])
     right = np.array([classifier.labels.index(str(label)) for label in examples["test_labels"]])
 
@@ -102,8 +103,8 @@ def main() -> None:
             f"| {difference.mean():.1e}, {difference.max():.1e} | {sizes[name] / 1e6:.1f} | {rates} |"
         )
     summary = (
-        f"kbl-mini, {1 if options.trial else EPOCHS} epochs on {len(examples['train']):,} texts, asked for "
-        f"{len(right):,} in batches of {BATCH_SIZE} of like length; texts are token ids already."
+        f"{Path(options.checkpoint).name}, {1 if options.trial else EPOCHS} epochs on {len(examples['train']):,} "
+        f"texts, asked for {len(right):,} in batches of {BATCH_SIZE} of like length; texts are token ids already."
     )
     packages = ("keras_bert_lib", "onnxruntime", "tensorflow")
     heading = report.heading("A classifier as an ONNX file", "onnx", options, packages=packages)

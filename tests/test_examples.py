@@ -76,6 +76,7 @@ def classifier(**options):
     return kbl.tasks.TextClassifier(encoder(), preprocessor(), **options)
 
 
+@pytest.mark.usefixtures("graphs_as_written")  # server and export are of one process, and TensorFlow of both
 def test_a_server_answers_every_signature_of_every_task_as_the_export_does(tmp_path):
     for name, (make, options, _) in SERVED.items():
         kbl.export.saved_model(make(), tmp_path / name, check=False, **options)
@@ -99,6 +100,7 @@ def check_server(folder, ports):
     return output.getvalue()
 
 
+@pytest.mark.usefixtures("graphs_as_written")
 def test_a_server_of_something_else_is_found_out(tmp_path):
     for name in ("asked", "served"):  # whose weights are drawn one after the other
         kbl.export.saved_model(encoder(), tmp_path / name / "films", check=False)

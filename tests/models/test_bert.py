@@ -22,22 +22,19 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("size", PUBLISHED, ids=lambda size: size.__name__)
-def test_parameter_count_is_the_published_one(size):
-    assert unallocated(lambda: size().count_params()) == PUBLISHED[size]
+def test_sizes_are_the_published_ones(size):
+    """The parameters; and heads are 64 wide, the feed-forward 4 times as wide as the model."""
+    model, parameters = unallocated(lambda: (model := size(), model.count_params()))
+    assert parameters == PUBLISHED[size]
+    width = model.output["sequence_output"].shape[-1]
+    config = model.get_layer("block_0").get_config()
+    assert (config["num_heads"] * 64, config["intermediate_dim"]) == (width, 4 * width)
 
 
 @pytest.mark.parametrize("options", [{}, {"vocabulary_size": 28_996}, {"max_sequence_length": 64, "num_segments": 1}])
 def test_parameter_count_follows_the_formula(options):
     expected = parameter_count(**{"vocabulary_size": UNCASED, **options}, num_layers=2, hidden_dim=128)
     assert unallocated(lambda: models.bert_tiny(**options).count_params()) == expected
-
-
-@pytest.mark.parametrize("size", PUBLISHED, ids=lambda size: size.__name__)
-def test_heads_are_64_wide_and_the_feed_forward_is_4_times_as_wide(size):
-    model = unallocated(size)
-    width = model.output["sequence_output"].shape[-1]
-    config = model.get_layer("block_0").get_config()
-    assert (config["num_heads"] * 64, config["intermediate_dim"]) == (width, 4 * width)
 
 
 def test_defaults_are_those_of_the_paper():
