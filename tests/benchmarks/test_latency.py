@@ -1,5 +1,7 @@
 import re
 
+import pytest
+
 from . import trial_here
 
 ROWS = (
@@ -11,6 +13,7 @@ ROWS = (
 )
 
 
+@pytest.mark.long
 def test_latency_writes_its_tables(tmp_path):
     text = trial_here(tmp_path / "latency.md", "latency", "--trial")
     assert "| | p50 ms | p99 ms | best ms |" in text
