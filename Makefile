@@ -9,9 +9,9 @@ demo: .venv/demo
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test lint
-	$(PYTEST) -m "not long"
+	$(PYTEST) --ignore tests/benchmarks
 
-# Every benchmark at toy size, the long ones too: two minutes on two cores at half of their rate.
+# Every benchmark at toy size: two minutes on two cores at half of their rate.
 test-benchmarks: .venv/test
 	$(PYTEST) tests/benchmarks
 

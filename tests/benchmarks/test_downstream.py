@@ -5,7 +5,6 @@ import re
 
 import keras
 import numpy as np
-import pytest
 
 import keras_bert_lib as kbl
 from benchmarks import downstream
@@ -64,7 +63,6 @@ def test_other_weights_are_measured_anew_but_not_from_scratch(checkpoint, tmp_pa
     assert same == {"pretrained": False, "scratch": True}
 
 
-@pytest.mark.long
 def test_the_report_is_written(checkpoint, tmp_path):
     output = tmp_path / "downstream.md"
     text = trial_here(output, "downstream", "--trial", "--checkpoint", str(checkpoint))

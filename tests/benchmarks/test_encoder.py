@@ -14,14 +14,7 @@ def test_operations_of_bert_base_are_those_of_its_products():
     assert product_flops(job) == 12 * (2 * 1_024 * products + 2 * 2 * 8 * 128 * 128 * 768)
 
 
-STARTS = [
-    ("forward", trial_here),
-    ("training", trial_here),
-    pytest.param("forward", trial, marks=pytest.mark.long),
-]
-
-
-@pytest.mark.parametrize(("work", "start"), STARTS)
+@pytest.mark.parametrize(("work", "start"), [("forward", trial), ("training", trial_here)])
 def test_encoder_writes_a_table(work, start, tmp_path):
     options = ["--trial", "--calls", "1", "--models", "MiniLM-L6", "--precisions", "float32"]
     text = start(tmp_path / "table.md", "encoder", work, *options)

@@ -11,7 +11,6 @@ def test_fit_finds_the_exponent_of_the_upper_half():
     assert fit(points, seconds) == (pytest.approx(1.5), pytest.approx(0.5), 3)
 
 
-@pytest.mark.long
 def test_growth_writes_its_table_and_figures(tmp_path):
     text = trial_here(tmp_path / "growth.md", "growth", "--trial")
     assert "| exponent | the algorithm's |" in text

@@ -1,7 +1,5 @@
 import re
 
-import pytest
-
 from . import trial_here
 
 ROWS = (
@@ -13,7 +11,6 @@ ROWS = (
 )
 
 
-@pytest.mark.long
 def test_latency_writes_its_tables(tmp_path):
     text = trial_here(tmp_path / "latency.md", "latency", "--trial")
     assert "| | p50 ms | p99 ms | best ms |" in text

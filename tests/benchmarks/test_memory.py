@@ -6,7 +6,6 @@ import pytest
 from . import trial_here
 
 
-@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the peaks are read from /proc, which Linux alone has")
 def test_memory_writes_its_tables(tmp_path):
     text = trial_here(tmp_path / "memory.md", "memory", "--trial", contestants_here=False)

@@ -10,7 +10,6 @@ from . import trial
 TOLERANCE = 0.02  # what gRPC writes around the tensors, the sums of the losses, and the metrics
 
 
-@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the bytes are read from the kernel by Linux's TCP_INFO")
 def test_two_workers_send_the_bytes_of_the_formula():
     sent, gradients = measured_bytes(workers=2, threads=1)

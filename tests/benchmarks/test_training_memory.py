@@ -31,7 +31,6 @@ def test_optimizers_keep_their_copies_of_the_weights():
     assert [part["optimizer"] / part["weights"] for part in parts.values()] == [2, 2, 0]
 
 
-@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the peaks are read from /proc, which Linux alone has")
 def test_recomputation_takes_the_memory_of_one_block_instead_of_all():
     """Where activations are nearly everything: they must not be kept after all, by an optimization of the graph."""
