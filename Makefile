@@ -11,7 +11,7 @@ demo: .venv/demo
 test: .venv/test lint
 	$(PYTEST) --ignore tests/benchmarks
 
-# Every benchmark at toy size: two minutes on two cores at half of their rate.
+# Every benchmark at toy size: three minutes on two cores at half of their rate.
 test-benchmarks: .venv/test
 	$(PYTEST) tests/benchmarks
 

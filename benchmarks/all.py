@@ -52,8 +52,9 @@ def made_on(module: str, *arguments: str) -> datetime.date:
     """The day above the table that a command writes; long ago, if there is none."""
     name = {"encoder": "{}", "real_text": "real_text_{}"}.get(module, module).format(*arguments)
     file = report.HERE / f"{name}.md"
-    dates = re.findall(r"^(\d{4}-\d\d-\d\d);", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else []
-    return datetime.date.fromisoformat(dates[0]) if dates else datetime.date.min
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    found = re.search(r"^(\d{4}-\d\d-\d\d);", text, re.MULTILINE)
+    return datetime.date.fromisoformat(found[1]) if found else datetime.date.min
 
 
 def _corpora(options: argparse.Namespace, folder: Path) -> list[str]:
@@ -91,8 +92,9 @@ def main() -> None:
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         for module, *arguments in commands(options, Path(folder)):
-            if options.since and made_on(module, *arguments) >= options.since:
-                print(f"=== {module}: made on {made_on(module, *arguments)}", flush=True)
+            made = made_on(module, *arguments)
+            if options.since and made >= options.since:
+                print(f"=== {module}: made on {made}", flush=True)
                 continue
             print(f"=== {module}", flush=True)
             if subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT).returncode:

@@ -139,10 +139,9 @@ class Contestant(NamedTuple):
 class FineTunings:
     """Accuracies that are kept in a file, one line each: hours of work that a stop must not lose."""
 
-    def __init__(self, file: Path, least_steps: int = LEAST_STEPS, rates: tuple[float, ...] = RATES):
+    def __init__(self, file: Path, least_steps: int = LEAST_STEPS):
         self.file = file
         self.least_steps = least_steps
-        self.rates = rates
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         self.known = {tuple(key): accuracy for *key, accuracy in map(json.loads, lines)}
 
@@ -161,12 +160,12 @@ class FineTunings:
         return self.known[key]
 
     def best_rate(self, name: str, task: Task, contestant: Contestant) -> float:
-        """The one that is best on a tenth of the training texts after training on the others."""
+        """Of `RATES`, the one that is best on a tenth of the training texts after training on the others."""
         examples = list(zip(*task.train, strict=True))
         random.Random(0).shuffle(examples)
         cut = len(examples) * 9 // 10
         tuning = _task(examples[:cut], examples[cut:])
-        return max(self.rates, key=lambda rate: self.accuracy(name, tuning, contestant, rate, "tuning"))
+        return max(RATES, key=lambda rate: self.accuracy(name, tuning, contestant, rate, "tuning"))
 
     def scores(self, name: str, task: Task, contestant: Contestant) -> list[float]:
         """Percent right at the best rate, one for each seed."""
@@ -217,8 +216,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     keras.config.set_dtype_policy(machine.training_policy())
     checkpoint = Path(kbl.checkpoints.fetch(options.checkpoint))
-    effort = (1, RATES[:1]) if options.trial else (LEAST_STEPS, RATES)
-    kept = FineTunings(options.output.with_suffix(".jsonl"), *effort)
+    kept = FineTunings(options.output.with_suffix(".jsonl"), 1 if options.trial else LEAST_STEPS)
 
     def tasks(names: list[str]) -> dict[str, Task]:
         if options.trial:

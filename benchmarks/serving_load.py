@@ -239,7 +239,7 @@ def main() -> None:
     corpus = real_text.texts_of("mr_sentence_polarity", options)
     with tempfile.TemporaryDirectory() as folder:
         written = write_models(Path(folder))
-        reference = clients.Reference(written, of_all_lengths(corpus * (10 if options.trial else 1)), ODD)
+        reference = clients.Reference(written, of_all_lengths(corpus * (30 if options.trial else 1)), ODD)
         print(f"{len(reference.texts)} texts with answers of their own", file=sys.stderr)
         versions = Versions(Path(folder) / clients.MODEL, written)
         ports = clients.Ports(*machine.free_ports(2))

@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_bert_lib.training.epochs import cardinality
+
 # A product ends when the last of its threads does, and between products there are operations that occupy one. Where one
 # batch leaves a thread idle, another has work for it: 3 to 9 % more texts a second on two cores. A third adds nothing.
 _AT_ONCE = 2
@@ -38,7 +40,7 @@ def predict_overlapped(
     Returns:
         Structure of arrays, the rows of all batches.
     """
-    steps = int(batches.cardinality())
+    steps = cardinality(batches)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.callbacks.CallbackList(
             callbacks, add_progbar=verbose != 0, verbose=verbose, epochs=1, steps=steps, model=model

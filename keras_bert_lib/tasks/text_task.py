@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -169,8 +168,10 @@ class TextTask(FunctionalModel):
                 raise ValueError(f"Texts in memory are all predicted. Received: steps={steps}. Pass fewer texts.")
             dataset, order = TextBatches(x, self.preprocessor).sorted(batch_size)
             places = np.argsort(order)
-            run = functools.partial(predict_overlapped, self) if can_overlap(self) else super().predict
-            outputs = run(dataset, verbose=verbose, callbacks=callbacks)
+            if can_overlap(self):
+                outputs = predict_overlapped(self, dataset, verbose, callbacks)
+            else:
+                outputs = super().predict(dataset, verbose=verbose, callbacks=callbacks)
             return keras.tree.map_structure(lambda a: a[places], outputs)
         return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 

@@ -1,6 +1,5 @@
 """Every benchmark runs at toy sizes, without peers."""
 
-import contextlib
 import importlib
 import json
 import pathlib
@@ -39,20 +38,6 @@ def _options(output: pathlib.Path) -> list[str]:
     return ["--peers", "none", "--rounds", "1", "--output", str(output)]
 
 
-@contextlib.contextmanager
-def _unhidden_modules():
-    """A contestant that hides modules, as one that answers without Keras does, hides them from itself alone."""
-    before = dict(sys.modules)
-    try:
-        yield
-    finally:
-        for name in [name for name, module in sys.modules.items() if module is None]:
-            if name in before:
-                sys.modules[name] = before[name]
-            else:
-                del sys.modules[name]
-
-
 class _ContestantHere:
     """Stands where `contest` has the process of a contestant, and answers the same messages."""
 
@@ -62,8 +47,7 @@ class _ContestantHere:
 
     def write(self, line: str) -> None:
         if line.strip():
-            with _unhidden_modules():
-                self._answer = json.dumps(self._answering(json.loads(line)))
+            self._answer = json.dumps(self._answering(json.loads(line)))
 
     def readline(self) -> str:
         return self._answer

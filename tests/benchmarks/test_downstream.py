@@ -68,7 +68,7 @@ def test_the_report_is_written(checkpoint, tmp_path):
     text = trial_here(output, "downstream", "--trial", "--checkpoint", str(checkpoint))
     assert "| task | texts | pretrained | the same, from scratch | what pretraining adds |" in text
     assert re.search(r"\| `made up` \| [\d,]+ \| [\d.]+ \(one seed\) \| [\d.]+ \(one seed\) \| [+-][\d.]+ \|", text)
-    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 2 * (1 + 1)  # one rate and one seed
+    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 2 * (3 + 1)  # rates and one seed
 
 
 def test_tasks_are_read(shared_data):

@@ -39,7 +39,7 @@ def make_tokenizer(request, vocabulary):
 def test_windows_change_no_token(make_tokenizer, special_tokens_in_text, monkeypatch):
     whole = make_tokenizer(special_tokens_in_text=special_tokens_in_text)
     # A round for every word, in the narrowest window: of long texts a beginning.
-    for window, texts in ((1, [text[:200] for text in _texts()]), (30, _texts())):
+    for window, texts in ((1, [text[:250] for text in _texts()]), (30, _texts())):
         expected = {unit: whole.tokenize_with_offsets(texts, unit) for unit in UNITS}
         monkeypatch.setattr(token_finder, "by_windows", functools.partial(by_windows, window=window))
         cut = make_tokenizer(special_tokens_in_text=special_tokens_in_text)
