@@ -10,6 +10,7 @@ import pathlib
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -64,6 +65,18 @@ def graphs_as_written():
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     yield
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
+@pytest.fixture
+def new_graphs():
+    """Names of the graphs of functions that were made since the test began, and are still held by something."""
+
+    def alive():
+        gc.collect()
+        return {id(value): value.name for value in gc.get_objects() if isinstance(value, FuncGraph)}
+
+    before = alive()
+    return lambda: [name for graph, name in alive().items() if graph not in before]
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ ARROWS = {
     "preprocessing": set(),
     "models": {"layers"},
     "checkpoints": {"layers", "models", "preprocessing"},
-    "training": {"models", "preprocessing"},
+    "training": {"layers", "models", "preprocessing"},
     "tasks": {"checkpoints", "layers", "models", "preprocessing", "training"},
     "export": {"layers", "preprocessing"},
     "server": {"export"},
@@ -22,6 +22,13 @@ ARROWS = {
 # Loaded by the function that needs it: `import keras_bert_lib` stays light.
 LAZY = {"tensorflow_text", "matplotlib", "safetensors", "huggingface_hub", "tokenizers", "sentencepiece"}
 NEVER = {"torch", "jax", "transformers", "keras_hub", "keras_nlp", "tensorflow_models", "official"}
+# What has no public name: TensorFlow's list of gradients, which holds all graphs for good, is mended where it is.
+PRIVATE = {
+    "layers/custom_gradient.py": {
+        "tensorflow.python.framework.ops.get_gradient_function",
+        "tensorflow.python.framework.ops.gradient_registry",
+    }
+}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -70,13 +77,12 @@ def test_module_follows_the_arrows(module):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=_id)
-def test_module_stays_light_and_off_private_keras(module):
+def test_module_stays_light_and_off_private_names(module):
     roots = {name.split(".")[0] for name in _imports(_parse(module), module)}
     assert not roots & NEVER
     assert not {name.split(".")[0] for name in _imports(_at_import_time(_parse(module)), module)} & LAZY
-    assert not [
-        name for name in _imports(_parse(module), module) if name.startswith(("keras.src", "tensorflow.python"))
-    ]
+    private = {name for name in _imports(_parse(module), module) if name.startswith(("keras.src", "tensorflow.python"))}
+    assert private == PRIVATE.get(_id(module), set())
 
 
 def test_there_is_no_place_for_leftovers():

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_bert_lib.layers.custom_gradient import custom_gradient
+
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
-@tf.custom_gradient
+@custom_gradient
 def gelu(x: tf.Tensor) -> tf.Tensor:
     """Exact GELU, x * P(N(0, 1) <= x).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from keras_bert_lib.layers.custom_gradient import custom_gradient
 from keras_bert_lib.layers.onednn import fuses_for_cpu
 
 # oneDNN's kernel is set up anew at each call, for a tenth of a millisecond: few rows are normalised sooner without it.
@@ -58,7 +59,7 @@ class LayerNorm(keras.layers.Layer):
 def _layer_norm(x, gamma, beta, epsilon: float, dtype: str, has_kernel: bool) -> tf.Tensor:
     """The norm in `dtype`, with its gradient by hand, which needs fewer passes over the rows than TensorFlow's own."""
 
-    @tf.custom_gradient
+    @custom_gradient
     def normalize(x, gamma, beta):
         scales, shifts = (tf.cast(weight, tf.float32) for weight in (gamma, beta))
         normal, inverse_deviation = _standardized(x, epsilon)

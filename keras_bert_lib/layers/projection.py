@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.layers.activations import gelu
+from keras_bert_lib.layers.custom_gradient import custom_gradient
 from keras_bert_lib.layers.initializers import truncated_normal
 from keras_bert_lib.layers.onednn import onednn_is_on
 
@@ -34,7 +35,7 @@ class Dense(keras.layers.Dense):
         return self.activation(_with_bias(inputs, tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)))
 
 
-@tf.custom_gradient
+@custom_gradient
 def _with_bias(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """x W + b, which the graph pass fuses into one kernel."""
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_bert_lib.layers.custom_gradient import custom_gradient
+
 
 def recompute_for_gradient(
     layer: keras.layers.Layer, forward: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor
@@ -39,7 +41,7 @@ def recompute_for_gradient(
                 moved[index] = scope.get_current_value(states[index])
         return outputs
 
-    @tf.custom_gradient
+    @custom_gradient
     def checkpoint(inputs, *weight_values):
         values = [*weight_values, *state_values]
 

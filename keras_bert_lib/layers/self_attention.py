@@ -8,6 +8,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_bert_lib.layers.custom_gradient import custom_gradient
 from keras_bert_lib.layers.dropout import Dropout
 from keras_bert_lib.layers.onednn import fuses_for_cpu
 from keras_bert_lib.layers.projection import Projection
@@ -118,7 +119,7 @@ def _softmax(scores: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), scores.dtype)
 
 
-@tf.custom_gradient
+@custom_gradient
 def _bfloat16_softmax(scores: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """oneDNN's softmax, with the gradient in float32: TensorFlow's would be in bfloat16."""
     weights = tf.nn.softmax(scores)

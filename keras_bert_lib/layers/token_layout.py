@@ -20,6 +20,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_bert_lib.layers.attention_blocks import pack_into_blocks
+from keras_bert_lib.layers.custom_gradient import custom_gradient
 
 # Added to the score of an empty place. Finite, so that a sequence without a real token stays finite.
 _MASKED = {tf.float16: -3e4}
@@ -160,7 +161,7 @@ class UnpaddedLayout:
         row_of_place, batch = _of_one_batch(self._tensors["row_of_position"], batch)
 
         # Its gradient is one more gather: TensorFlow's own is a scatter.
-        @tf.custom_gradient
+        @custom_gradient
         def collect(batch):
             return _gather(batch, place_of_row), lambda upstream: _gather_or_zeros(upstream, row_of_place)
 
@@ -170,7 +171,7 @@ class UnpaddedLayout:
         """[T, D] -> [B, S, D], zeros where there is padding."""
         place_of_row, row_of_place = self._tensors["position_of_row"], self._tensors["row_of_position"]
 
-        @tf.custom_gradient
+        @custom_gradient
         def spread(rows):
             return _gather_or_zeros(rows, row_of_place), lambda upstream: _gather(upstream, place_of_row)
 
@@ -224,7 +225,7 @@ class UnpaddedLayout:
         places = [tf.maximum(rows, 0)[:, tf.newaxis] * parts + part for rows in self._rows_of_slots]  # [3, N, H, L]
         slots = [self._slots_of_heads(group, 3, num_heads) for group in _GROUPS]  # [T of the group, 3, H]
 
-        @tf.custom_gradient
+        @custom_gradient
         def to_slots(shares):  # [T x 3 x H, K]
             def gradient(*upstream):
                 return tf.concat([_gather(u, slot) for u, slot in zip(upstream, slots, strict=True)], axis=0)
@@ -244,7 +245,7 @@ class UnpaddedLayout:
         places = [tf.maximum(rows, 0)[:, tf.newaxis] * num_heads + head for rows in self._rows_of_slots]  # [N, H, L]
         slots = [self._slots_of_heads(group, 1, num_heads) for group in _GROUPS]  # [T of the group, 1, H]
 
-        @tf.custom_gradient
+        @custom_gradient
         def to_rows(*contexts):
             def gradient(upstream):  # [T x H, K]
                 return [tf.gather(upstream, place) for place in places]

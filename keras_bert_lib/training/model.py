@@ -12,6 +12,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from keras_bert_lib.layers.custom_gradient import release_with_graph
 from keras_bert_lib.models.named_inputs import NamedInputs
 from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, one_pass
 from keras_bert_lib.training.global_loss import GlobalLoss
@@ -610,7 +611,11 @@ def _naming_lost_workers(strategy):
 
 
 def _sum_over_replicas(tensors):
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return tensors
+    sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+    release_with_graph(sums)
+    return sums
 
 
 def _first_spec(spec: tf.TypeSpec) -> tf.TensorSpec | None:

@@ -1,6 +1,7 @@
 """fit, evaluate and predict on everything that a user may call texts and labels."""
 
 import contextlib
+import weakref
 
 import keras
 import numpy as np
@@ -54,6 +55,21 @@ def test_learns_from_datasets_of_strings_and_from_token_ids(make_classifier):
     from_strings = classifier.predict(TEXTS, verbose=0)
     np.testing.assert_allclose(classifier.predict(features, verbose=0), from_strings, atol=1e-5)
     np.testing.assert_allclose(classifier.predict(dataset, verbose=0), from_strings, atol=1e-5)
+
+
+def test_a_dropped_classifier_leaves_nothing_behind(new_graphs):
+    """Whoever trains one after the other in a process needs the memory of one."""
+    classifier = _fast(kbl.tasks.TextClassifier.from_pretrained("kbl-mini", num_classes=2))
+    _fit(classifier, TEXTS, NUMBERS, epochs=1)
+    classifier.evaluate(TEXTS, NUMBERS, verbose=0)
+    classifier.predict(TEXTS, verbose=0)
+    with classifier.frozen():
+        classifier.predict(TEXTS, verbose=0)
+    weights = [weakref.ref(weight) for weight in classifier.weights]
+    assert new_graphs()
+    del classifier
+    assert not new_graphs()
+    assert not [weight() for weight in weights if weight() is not None]
 
 
 def test_learns_from_pairs(make_classifier):

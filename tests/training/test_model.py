@@ -1,3 +1,5 @@
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -404,3 +406,16 @@ def test_a_dict_with_an_entry_too_many_is_matched_by_name():
     extra = {**features, "segment_ids": tf.constant([[7, 7]])}
     assert model(features).numpy().tolist() == model(extra).numpy().tolist() == [3]
     assert model.predict(extra, verbose=0).tolist() == [3]
+
+
+def test_a_dropped_model_takes_its_graphs_and_weights_along(scope, new_graphs):
+    with scope:
+        model = functional()
+        model.compile(AdamW(0.1), crossentropy(), metrics=["accuracy"])
+    model.fit(TOKENS, LABELS, batch_size=8, verbose=0)
+    model.evaluate(TOKENS, LABELS, batch_size=8, verbose=0)
+    weight = weakref.ref(model.trainable_variables[0])
+    assert new_graphs()
+    del model
+    assert not new_graphs()
+    assert weight() is None
