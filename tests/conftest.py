@@ -6,10 +6,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gc
 import pathlib
+import random
 
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager.context import Context
 from tensorflow.python.framework.func_graph import FuncGraph
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -31,6 +33,21 @@ def _iterated_without_autotuning(dataset):
 
 
 tf.data.Dataset._apply_debug_options = _iterated_without_autotuning
+
+# To seed TensorFlow is to throw away all that it has compiled, since there may be generators of eager operations in it:
+# each test would compile anew the tokenizers and models that it shares with others. Where nothing was drawn since the
+# last seed, there are none.
+_seed_and_forget = Context._set_global_seed
+
+
+def _seed(context, seed):
+    if context._seed is not None and context._rng.getstate() == random.Random(context._seed).getstate():
+        context._seed, context._rng = seed, random.Random(seed)
+    else:
+        _seed_and_forget(context, seed)
+
+
+Context._set_global_seed = _seed
 
 # Replica tests need two devices, and devices can only be split before TensorFlow runs its first op.
 tf.config.set_logical_device_configuration(
