@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import gc
 import pathlib
 import random
+import weakref
 
 import keras
 import pytest
@@ -36,7 +37,7 @@ tf.data.Dataset._apply_debug_options = _iterated_without_autotuning
 
 # To seed TensorFlow is to throw away all that it has compiled, since there may be generators of eager operations in it:
 # each test would compile anew the tokenizers and models that it shares with others. Where nothing was drawn since the
-# last seed, there are none.
+# last seed, there are none: those with a seed of their own would be, and tests have none.
 _seed_and_forget = Context._set_global_seed
 
 
@@ -90,10 +91,10 @@ def new_graphs():
 
     def alive():
         gc.collect()
-        return {id(value): value.name for value in gc.get_objects() if isinstance(value, FuncGraph)}
+        return weakref.WeakSet(value for value in gc.get_objects() if issubclass(type(value), FuncGraph))
 
     before = alive()
-    return lambda: [name for graph, name in alive().items() if graph not in before]
+    return lambda: [graph.name for graph in alive() - before]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 
@@ -19,26 +20,29 @@ def custom_gradient(forward: Callable) -> Callable:
     """
     differentiable = tf.custom_gradient(forward)
 
+    @functools.wraps(forward)  # Keras files a function by its name.
     def call(*tensors):
         outputs = differentiable(*tensors)
         release_with_graph(outputs)
         return outputs
 
+    del call.__wrapped__  # AutoGraph would call it in place of this.
     return call
 
 
 def release_with_graph(outputs) -> None:
-    """Lets the graph of `outputs`, which a function under `tf.custom_gradient` has returned, go when nobody needs it.
+    """Lets the graph of `outputs` go when nobody needs it, though `tf.custom_gradient` may be what has returned them.
 
     TensorFlow lists the gradient of each call in a graph, by a name of its own, for the rest of the process, and with
     it the graph and the variables: a MiniLM that was trained for a moment and dropped left 400 MB behind
     (https://github.com/tensorflow/tensorflow/issues/27492). Here the graph's operation holds its gradient, and the list
-    only points to it, for as long as there is one: saving a graph with its gradients finds them by name.
+    only points to it, for as long as there is one: saving a graph with its gradients finds them by name. A copy of the
+    graph finds them no longer than that.
     """
     if tf.executing_eagerly():
         return
     operation = tf.nest.flatten(outputs)[0].op
-    if operation.type != "IdentityN":  # Replicas sum slices of a table without a gradient of their own.
+    if operation.type != "IdentityN":  # What that function ends with.
         return
     gradient = get_gradient_function(operation)
     operation._gradient_function = gradient
@@ -46,4 +50,4 @@ def release_with_graph(outputs) -> None:
     listed = gradient_registry._registry
     held = weakref.ref(gradient)
     listed[name]["type"] = lambda operation, *upstream: held()(operation, *upstream)
-    weakref.finalize(gradient, listed.pop, name).atexit = False
+    weakref.finalize(gradient, listed.pop, name, None).atexit = False

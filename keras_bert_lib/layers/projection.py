@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.layers.activations import gelu
-from keras_bert_lib.layers.custom_gradient import custom_gradient
+from keras_bert_lib.layers.custom_gradient import custom_gradient, release_with_graph
 from keras_bert_lib.layers.initializers import truncated_normal
 from keras_bert_lib.layers.onednn import onednn_is_on
 
@@ -32,7 +32,10 @@ class Dense(keras.layers.Dense):
     """
 
     def call(self, inputs, training=None):
-        return self.activation(_with_bias(inputs, tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)))
+        rows = _with_bias(inputs, tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias))
+        outputs = self.activation(rows)
+        release_with_graph(outputs)  # TensorFlow's silu has a gradient by hand, too.
+        return outputs
 
 
 @custom_gradient

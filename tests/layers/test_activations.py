@@ -15,6 +15,12 @@ def test_gelu_is_the_exact_one():
     np.testing.assert_allclose(gelu(tf.constant(X, tf.float32)), reference.gelu(X), rtol=1e-5, atol=1e-6)
 
 
+def test_gelu_is_filed_by_its_name():
+    assert keras.saving.get_registered_name(gelu) == "keras_bert_lib>gelu"
+    assert keras.activations.deserialize(keras.activations.serialize(gelu)) is gelu
+    assert "erf" in gelu.__doc__
+
+
 def test_gelu_approximate_is_the_tanh_one_and_up_to_5e_4_off():
     np.testing.assert_allclose(gelu_approximate(tf.constant(X)), reference.gelu_approximate(X), rtol=1e-6, atol=1e-9)
     assert 4e-4 < np.abs(reference.gelu_approximate(X) - gelu(tf.constant(X))).max() < 5e-4

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib.layers.custom_gradient import custom_gradient
+from keras_bert_lib.layers.projection import Dense
 
 
 # A gradient that cannot be mistaken for TensorFlow's own.
@@ -68,6 +69,17 @@ def test_gradient_is_saved_and_loaded(tmp_path):
     module.square = _traced(_square)
     tf.saved_model.save(module, str(tmp_path), options=tf.saved_model.SaveOptions(experimental_custom_gradients=True))
     assert _slope(tf.saved_model.load(str(tmp_path)).square, 3.0) == 100.0
+
+
+def test_silu_of_a_layer_goes_with_its_graph(new_graphs):
+    """TensorFlow's own silu has a gradient by hand."""
+    dense = Dense(4, activation="silu")
+    dense.build([None, 3])
+    function = tf.function(dense)
+    function(tf.ones([2, 3]))
+    assert new_graphs()
+    del function, dense
+    assert not new_graphs()
 
 
 @pytest.mark.parametrize("differentiated", [True, False])
