@@ -37,7 +37,8 @@ tf.data.Dataset._apply_debug_options = _iterated_without_autotuning
 
 # To seed TensorFlow is to throw away all that it has compiled, since there may be generators of eager operations in it:
 # each test would compile anew the tokenizers and models that it shares with others. Where nothing was drawn since the
-# last seed, there are none: those with a seed of their own would be, and tests have none.
+# last seed, there are none. (An eager operation with a seed of its own would be one that this does not see: tests draw
+# without, or from NumPy.)
 _seed_and_forget = Context._set_global_seed
 
 

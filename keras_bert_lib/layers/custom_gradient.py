@@ -44,6 +44,8 @@ def release_with_graph(outputs) -> None:
     operation = tf.nest.flatten(outputs)[0].op
     if operation.type != "IdentityN":  # What that function ends with.
         return
+    if operation._gradient_function is not None:  # Behind a projection without an activation, for one: done already.
+        return
     gradient = get_gradient_function(operation)
     operation._gradient_function = gradient
     name = operation.get_attr("_gradient_op_type").decode()
