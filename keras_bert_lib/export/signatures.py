@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_bert_lib.layers.custom_gradient import without_custom_gradients
+
 Tensors = dict[str, tf.Tensor]
 ENCODER_INPUTS = ("token_ids", "segment_ids", "padding_mask")
 
@@ -30,7 +32,8 @@ class Signature(NamedTuple):
 
     def trace(self) -> Any:
         """The concrete function. Each output is checked: the server splits batches on dimension 0."""
-        function = tf.function(self.answer, input_signature=self.specs, autograph=False).get_concrete_function()
+        with without_custom_gradients():
+            function = tf.function(self.answer, input_signature=self.specs, autograph=False).get_concrete_function()
         for name, output in function.structured_outputs.items():
             is_dense = isinstance(output, tf.Tensor | tf.TensorSpec)
             if not is_dense or not output.shape.rank or output.shape[0] is not None:

@@ -151,6 +151,30 @@ def test_the_vocabulary_lies_beside_the_graph_for_people(trained_and_served):
     assert tempfile.gettempdir().encode() not in (version / "saved_model.pb").read_bytes()
 
 
+def test_a_loaded_export_goes_when_it_is_dropped(trained_and_served, new_graphs):
+    """TensorFlow would keep it for the gradients that were saved with it."""
+    assert ask(trained_and_served[1], text=TEXTS)
+    assert not new_graphs()
+
+
+def test_gradients_through_a_loaded_export_are_those_of_the_task(trained_and_served):
+    task, version = trained_and_served
+    loaded = tf.saved_model.load(str(version))
+
+    def slopes(probabilities_of, variables):
+        with tf.GradientTape() as tape:
+            far = tf.reduce_sum(probabilities_of(tf.constant(40 * TEXTS)) * [0.025, 0.05])
+        return [tf.convert_to_tensor(slope).numpy() for slope in tape.gradient(far, variables)]
+
+    exported = {variable.name.removesuffix(":0"): variable for variable in loaded.captured}
+    found = slopes(lambda texts: loaded.signatures["serving_default"](texts)["probabilities"], list(exported.values()))
+    own = {variable.path: variable.value for variable in task.trainable_variables}
+    wanted = slopes(lambda texts: tf.nn.softmax(task(task.preprocessor(texts))), [own[name] for name in exported])
+    assert exported.keys() == own.keys() and all(np.abs(slope).max() > 1e-3 for slope in wanted)
+    for name, slope, expected_slope in zip(exported, found, wanted, strict=True):
+        np.testing.assert_allclose(slope, expected_slope, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_only_the_version_is_left_and_any_user_may_read_it(trained_and_served):
     _, version = trained_and_served
     umask = os.umask(0)

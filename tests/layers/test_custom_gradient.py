@@ -3,7 +3,7 @@ import gc
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers.custom_gradient import custom_gradient
+from keras_bert_lib.layers.custom_gradient import custom_gradient, without_custom_gradients
 from keras_bert_lib.layers.projection import Dense
 
 
@@ -16,6 +16,10 @@ def _square(x):
 @custom_gradient
 def _sum_and_product(x, y):
     return (x + y, x * y), lambda of_sum, of_product: (10.0 * of_sum, 1_000.0 * of_product)
+
+
+def _sum_and_product_of_itself(x):
+    return _sum_and_product(x, x)
 
 
 def _slope(function, x):
@@ -68,6 +72,20 @@ def test_gradient_is_saved_and_loaded(tmp_path):
     module.square = _traced(_square)
     tf.saved_model.save(module, str(tmp_path), options=tf.saved_model.SaveOptions(experimental_custom_gradients=True))
     assert _slope(tf.saved_model.load(str(tmp_path)).square, 3.0) == 100.0
+
+
+@pytest.mark.parametrize("function", [_square, _traced(_square)], ids=["eager", "graph"])
+def test_without_custom_gradients_tensorflow_has_its_own(function):
+    with without_custom_gradients():
+        assert _slope(function, 3.0) == 6.0
+    assert _slope(_square, 3.0) == 100.0
+
+
+def test_graph_without_custom_gradients_names_none():
+    """A name that is saved, but not registered where it is loaded, is an error there."""
+    with without_custom_gradients():
+        operations = _traced(_sum_and_product_of_itself).get_concrete_function().graph.get_operations()
+    assert not [operation.name for operation in operations if "_gradient_op_type" in operation.node_def.attr]
 
 
 def test_silu_of_a_layer_goes_with_its_graph(new_graphs):
