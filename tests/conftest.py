@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager.context import Context
 from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow.python.util import tf_stack
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -21,6 +22,10 @@ SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 # among those that the imports have made.
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
+
+# Nor is each operation told from which line of a test it came, for which a stack of a hundred calls would be read.
+_stack = tf_stack.extract_stack()
+tf_stack.extract_stack = lambda stacklevel=1: _stack
 
 # Nor does tf.data tune the datasets that tests make, for the reason that `training.epochs.loaded` gives: they give up
 # thousands of iterators. All iterators come by this method.

@@ -11,7 +11,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -110,7 +110,8 @@ class Resume(keras.callbacks.Callback):
         before = signal.signal(signal.SIGTERM, self._on_sigterm) if listens else None
         try:
             self._start = self._directory.newest()
-            _check_agreement(model, self._start)
+            self._of_all_workers = _gathering(model.distribute_strategy)
+            self._check_agreement()
             yield self._start
             if self._terminated:  # at a moment at which there was nothing to save
                 raise SystemExit(_TERMINATED)
@@ -118,6 +119,16 @@ class Resume(keras.callbacks.Callback):
             if listens:
                 signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
             self._directory.unlock()
+
+    def _check_agreement(self) -> None:
+        """See that all workers start from the same checkpoint."""
+        place = [-1, -1] if self._start is None else [self._start.facts["epoch"], self._start.facts["step"]]
+        places = self._of_all_workers(tf.constant([place]))[0].numpy().tolist()
+        if any(other != place for other in places):
+            raise RuntimeError(
+                f"All workers must read the same directory of Resume. They found checkpoints of epochs and steps "
+                f"{places}, -1 where none. Share the directory, or wait until its files are everywhere."
+            )
 
     def _place(self, model, arguments: dict[str, Any], start: Checkpoint | None) -> tuple[dict[str, Any], int, int]:
         """Return the arguments of `fit` from `start` on, the steps that are not made again, and the batches to drop."""
@@ -181,7 +192,7 @@ class Resume(keras.callbacks.Callback):
             self._save(self._epoch, self._steps)
 
     def on_test_begin(self, logs=None):
-        self._metrics_before_test = _metrics(self.model)  # validation takes the variables for its own
+        self._metrics_before_test = self._metrics()  # validation takes the variables for its own
 
     def on_test_batch_end(self, batch, logs=None):
         if self._terminated and not _has_peers(self.model):
@@ -198,10 +209,9 @@ class Resume(keras.callbacks.Callback):
 
     def _save(self, epoch, step, has_ended=False):
         # Of all workers, since reading a metric takes all, and so does the decision to end.
-        metrics = self._metrics_before_test or _metrics(self.model)
-        if _has_peers(self.model):
-            flags = self.model.distribute_strategy.gather(tf.constant([int(self._terminated)]), axis=0)
-            self._terminated = bool(tf.reduce_any(flags > 0))
+        metrics = self._metrics_before_test or self._metrics()
+        (flags,) = self._of_all_workers(tf.constant([int(self._terminated)]))
+        self._terminated = bool(tf.reduce_any(flags > 0))
         if self._writes:
             facts = {
                 "epoch": epoch,
@@ -218,6 +228,13 @@ class Resume(keras.callbacks.Callback):
             self._directory.save(self.model.count_steps(), Checkpoint(tensors, facts | {"callbacks": states}))
         if self._terminated:
             raise SystemExit(_TERMINATED)
+
+    def _metrics(self) -> dict[str, np.ndarray]:
+        """States of the metrics [replicas, ...]. Their sum over replicas could not be divided among them exactly."""
+        variables, results = self.model.metrics_variables, self.model.distribute_strategy.experimental_local_results
+        states = self._of_all_workers(*(tf.stack(results(variable.value)) for variable in variables))
+        keys = [_metric_key(index, variable) for index, variable in enumerate(variables)]
+        return {key: state.numpy() for key, state in zip(keys, states, strict=True)}
 
 
 class _Callbacks(keras.callbacks.CallbackList):
@@ -285,19 +302,6 @@ def _drop(model, count: int, start: Checkpoint | None, iterator) -> None:
             "The data give other batches than in the run that is to be resumed, which cannot go on as if it had not "
             "been stopped. Pass the same texts or arrays in batches of the same size. A tf.data.Dataset must be made "
             "anew for each call of fit, and shuffle with a `seed`, or after keras.utils.set_random_seed."
-        )
-
-
-def _check_agreement(model, start: Checkpoint | None) -> None:
-    """See that all workers start from the same checkpoint."""
-    if not _has_peers(model):
-        return
-    place = [-1, -1] if start is None else [start.facts["epoch"], start.facts["step"]]
-    places = model.distribute_strategy.gather(tf.constant([place]), axis=0).numpy().tolist()
-    if any(other != place for other in places):
-        raise RuntimeError(
-            f"All workers must read the same directory of Resume. They found checkpoints of epochs and steps {places}, "
-            "-1 where none. Share the directory, or wait until its files are everywhere."
         )
 
 
@@ -389,6 +393,14 @@ def _has_peers(model) -> bool:
     return isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
+def _gathering(strategy: tf.distribute.Strategy) -> Callable:
+    """Function of tensors [n, ...] to the same of all workers, one behind the other [workers x n, ...]."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return lambda *tensors: tensors
+    # As it is, a gather would be traced anew at each call.
+    return tf.function(lambda *tensors: [strategy.gather(tensor, axis=0) for tensor in tensors], autograph=False)
+
+
 def _variables(model) -> dict[str, keras.Variable]:
     """Variables of model and optimizer."""
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
@@ -406,17 +418,6 @@ def _plain(path: str) -> str:
 
 def _weights(model) -> dict[str, np.ndarray]:
     return {name: np.asarray(variable.value) for name, variable in _variables(model).items()}
-
-
-def _metrics(model) -> dict[str, np.ndarray]:
-    """States of the metrics [replicas, ...]. Their sum over replicas could not be divided among them exactly."""
-    strategy, states = model.distribute_strategy, {}
-    for index, variable in enumerate(model.metrics_variables):
-        state = tf.stack(strategy.experimental_local_results(variable.value))
-        if _has_peers(model):
-            state = strategy.gather(state, axis=0)
-        states[_metric_key(index, variable)] = state.numpy()
-    return states
 
 
 def _metric_key(index: int, variable: keras.Variable) -> str:
