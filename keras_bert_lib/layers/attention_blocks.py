@@ -72,7 +72,8 @@ def pack_into_blocks(lengths: tf.Tensor) -> AttentionBlocks:
         (tf.constant(0), nothing, nothing, tf.zeros([0, at_most], tf.int32)),
         shape_invariants=(tf.TensorShape([]), sizes.shape, sizes.shape, tf.TensorShape([None, None])),
     )
-    block = tf.repeat(tf.tile(tf.range(at_most), tf.shape(distinct)), tf.reshape(taken, [-1]))  # of each of `sizes`
+    # `taken` counts the sequences of each length in each block. So the block of each of `sizes`:
+    block = tf.searchsorted(tf.cumsum(tf.reshape(taken, [-1])), tf.range(at_most), side="right") % at_most
     long_blocks = _count(room > short_room)
     return AttentionBlocks(
         order=tf.gather(longest_first, tf.argsort(block, stable=True)),

@@ -395,7 +395,7 @@ def _of_one_batch(padding_mask: tf.Tensor, inputs: tf.Tensor) -> tuple[tf.Tensor
 
 def _where(mask: tf.Tensor) -> tf.Tensor:
     """Places of the true entries of `mask`, counted row by row: int32 [T]."""
-    return tf.cast(tf.where(tf.reshape(mask, [-1]))[:, 0], tf.int32)
+    return tf.cast(tf.squeeze(tf.where(tf.reshape(mask, [-1])), axis=1), tf.int32)
 
 
 def _bias(may_look: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from keras_bert_lib.preprocessing.places import row_ids
+
 WINDOW = 1 << 20  # bytes
 # Up to the last white space that has something in front of it. \C is a byte: a window may end inside a character.
 _BEFORE_WHITE_SPACE = r"^(\C+)[ \t\n\r]\C*$"
@@ -57,7 +59,7 @@ def by_windows(
             part = tf.where(is_rest, part, tf.where(cut, before, ""))
             found, *values = traced(part)
             parts = [tf.RaggedTensor.from_row_lengths(column, found, validate=False) for column in values]
-            text = parts[0].value_rowids()
+            text = row_ids(parts[0])
             values = [column + tf.gather(by, text) for column, by in zip(values, moved, strict=True)]
             return (
                 turn + 1,

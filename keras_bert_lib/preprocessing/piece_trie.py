@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.code_point_table import CodePointTable
+from keras_bert_lib.preprocessing.places import compress, number_below, where
 from keras_bert_lib.preprocessing.text_cleaning import TABLE_END
 
 # A node of the trie is its slot in the arrays. Words begin at the first root, what continues them at the second.
@@ -95,7 +96,7 @@ class PieceTrie(NamedTuple):
         base, parent, piece = (tf.constant(table) for table in (self.base, self.parent, self.piece))
         starts, ends = word_splits[:-1], word_splits[1:]
         too_long = ends - starts > self.longest_word
-        words = tf.where(~too_long)[:, 0]
+        words = where(~too_long)
 
         def go_on(turn, walk, found):
             """Every word advances by one character, or takes the longest piece that it has seen, or is given up."""
@@ -105,9 +106,9 @@ class PieceTrie(NamedTuple):
             advances = (symbol > 0) & (tf.gather(parent, child) == walk.node)
             takes = ~advances & (walk.best >= 0)
             found = _Found(
-                found.begins.write(turn, tf.boolean_mask(walk.begin, takes)),
-                found.pieces.write(turn, tf.boolean_mask(walk.best, takes)),
-                found.hopeless.write(turn, tf.boolean_mask(walk.word, ~advances & ~takes)),
+                found.begins.write(turn, compress(walk.begin, takes)),
+                found.pieces.write(turn, compress(walk.best, takes)),
+                found.hopeless.write(turn, compress(walk.word, ~advances & ~takes)),
             )
             ending = tf.where(advances, tf.gather(piece, child), -1)
             place = tf.where(takes, walk.best_end, walk.place + 1)
@@ -121,7 +122,7 @@ class PieceTrie(NamedTuple):
                 best_end=tf.where(ending >= 0, place, walk.best_end),
             )
             goes_on = (advances | takes) & (walk.begin < walk.end)
-            return turn + 1, _Walk(*(tf.boolean_mask(values, goes_on) for values in walk)), found
+            return turn + 1, _Walk(*(compress(values, goes_on) for values in walk)), found
 
         begin = tf.gather(starts, words)
         root, none = (tf.fill(tf.shape(words), value) for value in (WORD_ROOT, -1))
@@ -142,15 +143,15 @@ class PieceTrie(NamedTuple):
         known = tf.tensor_scatter_nd_update(
             tf.fill(tf.shape(symbols), -1), found.begins.concat()[:, None], found.pieces.concat()
         )
-        unknown = tf.concat([tf.where(too_long)[:, 0], found.hopeless.concat()], axis=0)
+        unknown = tf.concat([where(too_long), found.hopeless.concat()], axis=0)
         is_unknown = tf.tensor_scatter_nd_update(
             tf.zeros_like(starts, tf.bool), unknown[:, None], tf.ones_like(unknown, tf.bool)
         )
         known = tf.where(tf.repeat(is_unknown, ends - starts), -1, known)
         unknown_ids = tf.fill(tf.shape(unknown), self.unknown_id)
         ids = tf.tensor_scatter_nd_update(known, tf.gather(starts, unknown)[:, None], unknown_ids)
-        begins = tf.where(ids >= 0)[:, 0]
-        splits = tf.searchsorted(begins, word_splits, out_type=tf.int64)
+        begins = where(ids >= 0)
+        splits = number_below(word_splits, begins)
         return tf.RaggedTensor.from_row_splits(tf.gather(ids, begins), splits, validate=False)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.code_point_table import CodePointTable
+from keras_bert_lib.preprocessing.places import compress, number_below, number_up_to, where
 
 TABLES = pathlib.Path(__file__).with_name("bert_cleaning_tokenizers_0.23.3.npz")
 
@@ -173,22 +174,22 @@ class TextCleaner:
         words = _word_numbers(reading.kinds, reading.splits)
         origin, outputs = self._outputs(reading, SPACE)
         words = tf.concat([[-1], tf.gather(words, origin)], axis=0)
-        word_starts = tf.where(words[1:] != words[:-1])[:, 0]  # [W]
+        word_starts = where(words[1:] != words[:-1])  # [W]
         return CleanedText(
             code_points=outputs,
             source=tf.gather(reading.source, origin),
-            word_splits=tf.concat([word_starts, tf.size(outputs, tf.int64)[None]], axis=0),
-            text_splits=tf.searchsorted(tf.gather(origin, word_starts), reading.splits, out_type=tf.int64),
+            word_splits=tf.concat([word_starts, tf.shape(outputs, tf.int64)], axis=0),
+            text_splits=number_below(reading.splits, tf.gather(origin, word_starts)),
             source_splits=reading.source_splits,
         )
 
     def _lines(self, reading: _Reading) -> CleanedLines:
         origin, outputs = self._outputs(reading, DROPPED)
-        text_splits = tf.searchsorted(origin, reading.splits, out_type=tf.int64)
+        text_splits = number_below(reading.splits, origin)
         kinds = tf.gather(reading.kinds, origin)
-        size = tf.size(outputs, tf.int64)[None]
+        size = tf.shape(outputs, tf.int64)
         begins_text = tf.scatter_nd(text_splits[:, None], tf.ones_like(text_splits, tf.bool), size + 1)[:-1]
-        borders = tf.concat([[0], tf.where((kinds != LETTER) | begins_text)[:, 0], size], axis=0)
+        borders = tf.concat([[0], where((kinds != LETTER) | begins_text), size], axis=0)
         return CleanedLines(
             code_points=tf.where(kinds == SPACE, ord(" "), outputs),
             source=tf.gather(reading.source, origin),
@@ -204,7 +205,7 @@ class TextCleaner:
         values = tf.bitwise.right_shift(entries, VALUE)
 
         def one_to_one():
-            origin = tf.where(kept)[:, 0]
+            origin = where(kept)
             return origin, tf.gather(code_points + values, origin)
 
         def expanded():
@@ -221,7 +222,7 @@ class TextCleaner:
 
 
 def _any_flag(entries: tf.Tensor, flag: int) -> tf.Tensor:
-    return tf.reduce_any(tf.bitwise.bitwise_and(entries, flag) != 0)
+    return tf.reduce_any(tf.bitwise.bitwise_and(entries, flag) != 0, axis=0)
 
 
 def _word_numbers(kinds: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
@@ -236,11 +237,9 @@ def _replace_token(code_points: tf.Tensor, splits: tf.Tensor, token: str, number
     """Write `number` and then SPECIAL_TOKEN_REST over each occurrence of `token` inside a text."""
     spelling = np.array([ord(c) for c in token], "int32")
     window = np.arange(len(token), dtype="int64")
-    starts = tf.where(code_points == spelling[0])[:, 0]
-    starts = tf.boolean_mask(starts, starts + len(token) <= tf.gather(splits, tf.searchsorted(splits, starts, "right")))
-    starts = tf.boolean_mask(
-        starts, tf.reduce_all(tf.gather(code_points, starts[:, None] + window) == spelling, axis=1)
-    )
+    starts = where(code_points == spelling[0])
+    starts = compress(starts, starts + len(token) <= tf.gather(splits, number_up_to(starts, splits)))
+    starts = compress(starts, tf.reduce_all(tf.gather(code_points, starts[:, None] + window) == spelling, axis=1))
     places = tf.reshape(starts[:, None] + window, (-1, 1))
     replacement = np.array([number] + [SPECIAL_TOKEN_REST] * (len(token) - 1), "int32")
     return tf.tensor_scatter_nd_update(code_points, places, tf.tile(replacement, tf.shape(starts)))
@@ -273,26 +272,26 @@ class CleaningTable(NamedTuple):
             code points int32 [N'], their source int64 [N'] and the splits of the texts int64 [B + 1].
         """
         rules = frozen_rules()
-        source = tf.where(entries != DROPPED)[:, 0]
+        source = where(entries != DROPPED)
         code_points = tf.gather(code_points, source)
         found, row = _find(rules["decompose_source"], code_points)
         single = tf.pad(code_points[:, None], ((0, 0), (0, 3)), constant_values=-1)
         outputs = tf.where(found[:, None], tf.gather(_rows(rules, "decompose", 4), row), single)  # [N, 4]
         kept = tf.where(outputs >= 0)
         decomposed = tf.gather_nd(outputs, kept)
-        text = tf.searchsorted(splits, tf.gather(source, kept[:, 0]), "right", tf.int64)
+        text = number_up_to(tf.gather(source, kept[:, 0]), splits)
         is_mark, row = _find(rules["mark"], decomposed)
         mark_class = tf.where(is_mark, tf.gather(rules["mark_class"].astype("int64"), row), 0)
         begins = (mark_class == 0) | (text != tf.concat([[-1], text[:-1]], axis=0))
         order = tf.argsort(tf.cumsum(tf.cast(begins, tf.int64)) * 256 + mark_class, stable=True)
         is_first = tf.gather(tf.cast(kept[:, 1] == 0, tf.int64), order)
         source = tf.gather(source, tf.cumsum(is_first) - 1)
-        return tf.gather(decomposed, order), source, tf.searchsorted(source, splits, out_type=tf.int64)
+        return tf.gather(decomposed, order), source, number_below(splits, source)
 
 
 def _find(sorted_keys: np.ndarray, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether and in which row each value is among the keys."""
-    row = tf.minimum(tf.searchsorted(sorted_keys, values), len(sorted_keys) - 1)
+    row = tf.minimum(number_below(values, sorted_keys), len(sorted_keys) - 1)
     return tf.gather(sorted_keys, row) == values, row
 
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 from keras_bert_lib.preprocessing.fast_wordpiece import FastWordPiece, plain_pattern
 from keras_bert_lib.preprocessing.long_texts import by_windows
 from keras_bert_lib.preprocessing.piece_trie import PieceTrie
+from keras_bert_lib.preprocessing.places import row_ids, where
 from keras_bert_lib.preprocessing.text_cleaning import SPECIAL_TOKENS_START, CleanedLines, CleanedText, TextCleaner
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
@@ -100,7 +101,8 @@ class TokenFinder:
         def advance(texts, columns):
             word_ids = columns[-1]
             read = tf.strings.length(texts) if in_bytes else tf.cast(_code_points(texts).row_lengths(), tf.int32)
-            words = tf.maximum(tf.reduce_max(word_ids, axis=1) + 1, 0)  # without a word, the least int32
+            last = tf.math.unsorted_segment_max(word_ids.values, row_ids(word_ids), tf.size(texts))
+            words = tf.maximum(last, -1) + 1  # without a word, the least int32
             return tf.zeros_like(words), read, read, words
 
         return Tokens(*self._by_windows(texts, tokenize, advance))
@@ -124,7 +126,7 @@ class TokenFinder:
         if not self._takes_texts:
             return any_way(texts)
         is_plain = tf.strings.regex_full_match(texts, self._plain_pattern)
-        plain, other = tf.where(is_plain)[:, 0], tf.where(~is_plain)[:, 0]
+        plain, other = where(is_plain), where(~is_plain)
         parts = [
             _run_unless_empty(plain_way, tf.gather(texts, plain), num_columns),
             _run_unless_empty(any_way, tf.gather(texts, other), num_columns),
@@ -157,7 +159,7 @@ class TokenFinder:
         # Whatever does not continue a word begins one, `unk_token` included.
         begun = tf.cumsum(tf.gather(self._begins_word, token_ids.values))
         before = tf.gather(tf.pad(begun, [[1, 0]]), token_ids.row_starts())
-        return token_ids.with_values(begun - 1 - tf.gather(before, token_ids.value_rowids()))
+        return token_ids.with_values(begun - 1 - tf.gather(before, row_ids(token_ids)))
 
     def _any_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
         return self._of_any(texts, self._offsets_of_lines, self._offsets_of_words)
@@ -180,7 +182,7 @@ class TokenFinder:
         byte_starts = tf.pad(tf.cumsum(widths), [[1, 0]])  # one entry more than there are characters
         # The character that begins at each byte, and the number of all of them behind the last byte.
         character_at = tf.scatter_nd(byte_starts[:, None], tf.range(tf.size(byte_starts)), byte_starts[-1:] + 1)
-        text = token_ids.value_rowids()
+        text = row_ids(token_ids)
         text_bytes = tf.gather(tf.gather(byte_starts, lines.text_splits), text)
         first = tf.gather(character_at, text_bytes + starts.values)
         last = tf.gather(character_at, text_bytes + ends.values) - 1
@@ -199,8 +201,8 @@ class TokenFinder:
     def _offsets_of_words(self, cleaned: CleanedText) -> tuple[tf.RaggedTensor, ...]:
         pieces = self._cut(cleaned)  # [W, (pieces)]
         token_ids = _by_text(pieces, cleaned)
-        word = pieces.value_rowids()
-        text = token_ids.value_rowids()
+        word = row_ids(pieces)
+        text = row_ids(token_ids)
         # The pieces of a word share out its characters, so each one starts where the one before it has ended. The only
         # piece of a word has all of them: that is right for `unk_token` as well, whatever its spelling.
         piece_lengths = tf.gather(self._piece_lengths, pieces.values)
@@ -232,7 +234,7 @@ class TokenFinder:
             return pieces
         # A special token stands in the words as one code point that is no character, and became one (unknown) piece.
         special_ids = tf.constant([self._vocabulary.token_to_id(token) for token in self._special_tokens] + [-1])
-        ids = tf.gather(special_ids, tf.gather(self._special_words(cleaned), pieces.value_rowids()))
+        ids = tf.gather(special_ids, tf.gather(self._special_words(cleaned), row_ids(pieces)))
         return pieces.with_values(tf.where(ids < 0, pieces.values, ids))
 
     def _special_words(self, cleaned: CleanedText) -> tf.Tensor:
@@ -297,11 +299,14 @@ def _code_points(texts: tf.Tensor) -> tf.RaggedTensor:
 def _in_bytes(texts: tf.Tensor, tokens: Tokens) -> Tokens:
     """The same tokens, with starts and ends in bytes."""
     _, byte_starts = tf.strings.unicode_decode_with_offsets(texts, "UTF-8")
-    byte_starts = tf.concat([byte_starts, tf.cast(tf.strings.length(texts), tf.int64)[:, None]], axis=1)
-    first = tf.gather(byte_starts.row_starts(), tokens.starts.value_rowids())
+    text = row_ids(tokens.starts)
+    first = tf.gather(byte_starts.row_starts(), text)
+    number = tf.cast(tf.gather(byte_starts.row_lengths(), text), tf.int32)  # of code points
+    size = tf.gather(tf.strings.length(texts), text)
+    byte_of_place = tf.cast(tf.pad(byte_starts.values, [[0, 1]]), tf.int32)  # no code point begins at the end of a text
 
     def in_bytes(code_points):
-        place = first + tf.cast(code_points.values, tf.int64)
-        return code_points.with_values(tf.cast(tf.gather(byte_starts.values, place), tf.int32))
+        inside = tf.gather(byte_of_place, first + tf.cast(code_points.values, tf.int64))
+        return code_points.with_values(tf.where(code_points.values == number, size, inside))
 
     return tokens._replace(starts=in_bytes(tokens.starts), ends=in_bytes(tokens.ends))
