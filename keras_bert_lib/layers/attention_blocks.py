@@ -62,18 +62,22 @@ def pack_into_blocks(lengths: tf.Tensor) -> AttentionBlocks:
         room = tf.where(used == 0, tf.where(size > threshold, long_room, short_room), room)
         fitting = (room - used) // size
         take = tf.clip_by_value(counts[turn] - tf.cumsum(fitting, exclusive=True), 0, fitting)
-        return turn + 1, used + take * size, room, tf.concat([taken, take[tf.newaxis]], axis=0)
+        return turn + 1, used + take * size, room, taken.write(turn, take)
 
     at_most = tf.size(sizes)  # blocks
     nothing = tf.zeros_like(sizes)
     _, used, room, taken = tf.while_loop(
         lambda turn, *_: turn < tf.size(distinct),
         place,
-        (tf.constant(0), nothing, nothing, tf.zeros([0, at_most], tf.int32)),
-        shape_invariants=(tf.TensorShape([]), sizes.shape, sizes.shape, tf.TensorShape([None, None])),
+        (
+            tf.constant(0),
+            nothing,
+            nothing,
+            tf.TensorArray(tf.int32, tf.size(distinct), element_shape=[None], infer_shape=False),
+        ),
     )
     # `taken` counts the sequences of each length in each block. So the block of each of `sizes`:
-    block = tf.searchsorted(tf.cumsum(tf.reshape(taken, [-1])), tf.range(at_most), side="right") % at_most
+    block = tf.searchsorted(tf.cumsum(taken.concat()), tf.range(at_most), side="right") % at_most
     long_blocks = _count(room > short_room)
     return AttentionBlocks(
         order=tf.gather(longest_first, tf.argsort(block, stable=True)),
