@@ -1,19 +1,14 @@
 # `make demo` and `make test` set up .venv by themselves and need nothing but Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-benchmarks lint format clean
+.PHONY: demo test lint format clean
 
 demo: .venv/demo
 	$(BIN)/python examples/quickstart.py
 
 test: .venv/test lint
-	$(PYTEST) --ignore tests/benchmarks
-
-# Every benchmark at toy size: three minutes on two cores at half of their rate.
-test-benchmarks: .venv/test
-	$(PYTEST) tests/benchmarks
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/test
 	$(BIN)/ruff check .

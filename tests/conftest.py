@@ -23,7 +23,7 @@ SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
-# Nor is each operation told from which line of a test it came, for which a stack of a hundred calls would be read.
+# Nor does TensorFlow note which line each operation of a graph is from, for which it reads a stack of a hundred calls.
 _stack = tf_stack.extract_stack()
 tf_stack.extract_stack = lambda stacklevel=1: _stack
 
