@@ -62,21 +62,16 @@ def pack_into_blocks(lengths: tf.Tensor) -> AttentionBlocks:
         room = tf.where(used == 0, tf.where(size > threshold, long_room, short_room), room)
         fitting = (room - used) // size
         take = tf.clip_by_value(counts[turn] - tf.cumsum(fitting, exclusive=True), 0, fitting)
-        return turn + 1, used + take * size, room, taken.write(turn, take)
+        return turn + 1, used + take * size, room, taken.write(turn + 1, take)
 
     at_most = tf.size(sizes)  # blocks
     nothing = tf.zeros_like(sizes)
+    # How many sequences of each length each block takes. The first entry is there because a batch may have none.
+    taken = tf.TensorArray(tf.int32, 1 + tf.size(distinct), element_shape=[None], infer_shape=False).write(0, nothing)
     _, used, room, taken = tf.while_loop(
-        lambda turn, *_: turn < tf.size(distinct),
-        place,
-        (
-            tf.constant(0),
-            nothing,
-            nothing,
-            tf.TensorArray(tf.int32, tf.size(distinct), element_shape=[None], infer_shape=False),
-        ),
+        lambda turn, *_: turn < tf.size(distinct), place, (tf.constant(0), nothing, nothing, taken)
     )
-    # `taken` counts the sequences of each length in each block. So the block of each of `sizes`:
+    # Of each of `sizes`:
     block = tf.searchsorted(tf.cumsum(taken.concat()), tf.range(at_most), side="right") % at_most
     long_blocks = _count(room > short_room)
     return AttentionBlocks(
