@@ -24,6 +24,7 @@ gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
 # Nor does TensorFlow note which line each operation of a graph is from, for which it reads a stack of a hundred calls.
+# (To see where an operation of a test is from, leave out these two lines: errors of graphs name this file with them.)
 _stack = tf_stack.extract_stack()
 tf_stack.extract_stack = lambda stacklevel=1: _stack
 

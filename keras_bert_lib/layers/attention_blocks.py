@@ -71,7 +71,7 @@ def pack_into_blocks(lengths: tf.Tensor) -> AttentionBlocks:
     _, used, room, taken = tf.while_loop(
         lambda turn, *_: turn < tf.size(distinct), place, (tf.constant(0), nothing, nothing, taken)
     )
-    # Of each of `sizes`:
+    # The block of each of `sizes`: where its number falls among the counts.
     block = tf.searchsorted(tf.cumsum(taken.concat()), tf.range(at_most), side="right") % at_most
     long_blocks = _count(room > short_room)
     return AttentionBlocks(

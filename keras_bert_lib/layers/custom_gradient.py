@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 from tensorflow.python.framework.ops import get_gradient_function, gradient_registry
 
-_for_inference = contextvars.ContextVar("_for_inference", default=False)
+_are_off = contextvars.ContextVar("custom gradients are off", default=False)
 
 
 def custom_gradient(forward: Callable) -> Callable:
     """`tf.custom_gradient` of a function of tensors, given by position, that holds no graph longer than it is used.
+
+    Inside of `without_custom_gradients` it is the function alone.
 
     Example:
     >>> square = custom_gradient(lambda x: (x * x, lambda upstream: 2 * x * upstream))
@@ -26,7 +28,7 @@ def custom_gradient(forward: Callable) -> Callable:
 
     @functools.wraps(forward)  # Keras files a function by its name.
     def call(*tensors):
-        if _for_inference.get():
+        if _are_off.get():
             return forward(*map(tf.convert_to_tensor, tensors))[0]
         outputs = differentiable(*tensors)
         release_with_graph(outputs)
@@ -38,16 +40,17 @@ def custom_gradient(forward: Callable) -> Callable:
 
 @contextlib.contextmanager
 def without_custom_gradients() -> Iterator[None]:
-    """What is traced within has TensorFlow's own gradients, for a graph that is saved to be run.
+    """What is traced within has the gradients of its operations, for a graph that is saved to be run.
 
-    A loaded graph would register the gradients that it was saved with for the rest of the process, as those are that
-    `release_with_graph` tells of: a MiniLM held 130 MB each time that it was loaded.
+    Whoever loads a graph with gradients by hand holds it for the rest of the process, for the reason that
+    `release_with_graph` gives: a MiniLM held 130 MB each time that it was loaded. (TensorFlow's silu keeps its
+    gradient, and a graph with it is held.)
     """
-    token = _for_inference.set(True)
+    token = _are_off.set(True)
     try:
         yield
     finally:
-        _for_inference.reset(token)
+        _are_off.reset(token)
 
 
 def release_with_graph(outputs) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.code_point_table import CodePointTable
-from keras_bert_lib.preprocessing.places import compress, number_below, where
+from keras_bert_lib.preprocessing.places import compress, flatnonzero, number_below
 from keras_bert_lib.preprocessing.text_cleaning import TABLE_END
 
 # A node of the trie is its slot in the arrays. Words begin at the first root, what continues them at the second.
@@ -96,7 +96,7 @@ class PieceTrie(NamedTuple):
         base, parent, piece = (tf.constant(table) for table in (self.base, self.parent, self.piece))
         starts, ends = word_splits[:-1], word_splits[1:]
         too_long = ends - starts > self.longest_word
-        words = where(~too_long)
+        words = flatnonzero(~too_long)
 
         def go_on(turn, walk, found):
             """Every word advances by one character, or takes the longest piece that it has seen, or is given up."""
@@ -143,14 +143,14 @@ class PieceTrie(NamedTuple):
         known = tf.tensor_scatter_nd_update(
             tf.fill(tf.shape(symbols), -1), found.begins.concat()[:, None], found.pieces.concat()
         )
-        unknown = tf.concat([where(too_long), found.hopeless.concat()], axis=0)
+        unknown = tf.concat([flatnonzero(too_long), found.hopeless.concat()], axis=0)
         is_unknown = tf.tensor_scatter_nd_update(
             tf.zeros_like(starts, tf.bool), unknown[:, None], tf.ones_like(unknown, tf.bool)
         )
         known = tf.where(tf.repeat(is_unknown, ends - starts), -1, known)
         unknown_ids = tf.fill(tf.shape(unknown), self.unknown_id)
         ids = tf.tensor_scatter_nd_update(known, tf.gather(starts, unknown)[:, None], unknown_ids)
-        begins = where(ids >= 0)
+        begins = flatnonzero(ids >= 0)
         splits = number_below(word_splits, begins)
         return tf.RaggedTensor.from_row_splits(tf.gather(ids, begins), splits, validate=False)
 

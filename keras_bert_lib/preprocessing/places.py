@@ -9,14 +9,14 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def where(mask: tf.Tensor) -> tf.Tensor:
-    """Places of the true entries of bool [N]: int64 [n]."""
+def flatnonzero(mask: tf.Tensor) -> tf.Tensor:
+    """Places of the true entries of bool [N]: int64 [n]; `numpy.flatnonzero`."""
     return tf.squeeze(tf.where(mask), axis=1)
 
 
 def compress(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """The values [N] whose entry in bool [N] is true: [n]; `numpy.compress`."""
-    return tf.gather(values, where(mask))
+    return tf.gather(values, flatnonzero(mask))
 
 
 def number_below(values: tf.Tensor, ascending: tf.Tensor) -> tf.Tensor:

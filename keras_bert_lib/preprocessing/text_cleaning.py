@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.code_point_table import CodePointTable
-from keras_bert_lib.preprocessing.places import compress, number_below, number_up_to, where
+from keras_bert_lib.preprocessing.places import compress, flatnonzero, number_below, number_up_to
 
 TABLES = pathlib.Path(__file__).with_name("bert_cleaning_tokenizers_0.23.3.npz")
 
@@ -174,7 +174,7 @@ class TextCleaner:
         words = _word_numbers(reading.kinds, reading.splits)
         origin, outputs = self._outputs(reading, SPACE)
         words = tf.concat([[-1], tf.gather(words, origin)], axis=0)
-        word_starts = where(words[1:] != words[:-1])  # [W]
+        word_starts = flatnonzero(words[1:] != words[:-1])  # [W]
         return CleanedText(
             code_points=outputs,
             source=tf.gather(reading.source, origin),
@@ -189,7 +189,7 @@ class TextCleaner:
         kinds = tf.gather(reading.kinds, origin)
         size = tf.shape(outputs, tf.int64)
         begins_text = tf.scatter_nd(text_splits[:, None], tf.ones_like(text_splits, tf.bool), size + 1)[:-1]
-        borders = tf.concat([[0], where((kinds != LETTER) | begins_text), size], axis=0)
+        borders = tf.concat([[0], flatnonzero((kinds != LETTER) | begins_text), size], axis=0)
         return CleanedLines(
             code_points=tf.where(kinds == SPACE, ord(" "), outputs),
             source=tf.gather(reading.source, origin),
@@ -205,7 +205,7 @@ class TextCleaner:
         values = tf.bitwise.right_shift(entries, VALUE)
 
         def one_to_one():
-            origin = where(kept)
+            origin = flatnonzero(kept)
             return origin, tf.gather(code_points + values, origin)
 
         def expanded():
@@ -237,7 +237,7 @@ def _replace_token(code_points: tf.Tensor, splits: tf.Tensor, token: str, number
     """Write `number` and then SPECIAL_TOKEN_REST over each occurrence of `token` inside a text."""
     spelling = np.array([ord(c) for c in token], "int32")
     window = np.arange(len(token), dtype="int64")
-    starts = where(code_points == spelling[0])
+    starts = flatnonzero(code_points == spelling[0])
     starts = compress(starts, starts + len(token) <= tf.gather(splits, number_up_to(starts, splits)))
     starts = compress(starts, tf.reduce_all(tf.gather(code_points, starts[:, None] + window) == spelling, axis=1))
     places = tf.reshape(starts[:, None] + window, (-1, 1))
@@ -272,7 +272,7 @@ class CleaningTable(NamedTuple):
             code points int32 [N'], their source int64 [N'] and the splits of the texts int64 [B + 1].
         """
         rules = frozen_rules()
-        source = where(entries != DROPPED)
+        source = flatnonzero(entries != DROPPED)
         code_points = tf.gather(code_points, source)
         found, row = _find(rules["decompose_source"], code_points)
         single = tf.pad(code_points[:, None], ((0, 0), (0, 3)), constant_values=-1)

@@ -22,7 +22,7 @@ import tensorflow as tf
 from keras_bert_lib.preprocessing.fast_wordpiece import FastWordPiece, plain_pattern
 from keras_bert_lib.preprocessing.long_texts import by_windows
 from keras_bert_lib.preprocessing.piece_trie import PieceTrie
-from keras_bert_lib.preprocessing.places import row_ids, where
+from keras_bert_lib.preprocessing.places import flatnonzero, row_ids
 from keras_bert_lib.preprocessing.text_cleaning import SPECIAL_TOKENS_START, CleanedLines, CleanedText, TextCleaner
 from keras_bert_lib.preprocessing.vocabulary import Vocabulary
 
@@ -101,8 +101,9 @@ class TokenFinder:
         def advance(texts, columns):
             word_ids = columns[-1]
             read = tf.strings.length(texts) if in_bytes else tf.cast(_code_points(texts).row_lengths(), tf.int32)
+            # Without a word, the least int32.
             last = tf.math.unsorted_segment_max(word_ids.values, row_ids(word_ids), tf.size(texts))
-            words = tf.maximum(last, -1) + 1  # without a word, the least int32
+            words = tf.maximum(last, -1) + 1
             return tf.zeros_like(words), read, read, words
 
         return Tokens(*self._by_windows(texts, tokenize, advance))
@@ -126,7 +127,7 @@ class TokenFinder:
         if not self._takes_texts:
             return any_way(texts)
         is_plain = tf.strings.regex_full_match(texts, self._plain_pattern)
-        plain, other = where(is_plain), where(~is_plain)
+        plain, other = flatnonzero(is_plain), flatnonzero(~is_plain)
         parts = [
             _run_unless_empty(plain_way, tf.gather(texts, plain), num_columns),
             _run_unless_empty(any_way, tf.gather(texts, other), num_columns),

@@ -31,7 +31,6 @@ class GlobalLoss:
         self._loss = loss
         self._loss_weights = loss_weights
         self._output_names = output_names
-        self._axes = None  # of the loss values, once some were seen
         self.metrics = []  # one Mean per loss, where there are several or they are named: shown beside the total
         self.built = False
 
@@ -68,10 +67,9 @@ class GlobalLoss:
     def weights(self, y, y_pred, sample_weight=None):
         """Return the list of W of this part of the batch, float32 scalars, one per loss.
 
-        Of `y_pred` it takes the Keras mask alone, so that TensorFlow need not compute the rest.
+        Of `y_pred` it takes the Keras mask alone, so that TensorFlow need not compute the rest. Call `sums` before, on
+        whatever batch: it sees which axes the loss values have.
         """
-        if self._axes is None:
-            self.sums(y, y_pred, sample_weight)  # to see the axes; nobody asks for the values
         parts = self._parts(y, y_pred, sample_weight)
         return [_weight(*part, axes) for part, axes in zip(parts, self._axes, strict=True)]
 

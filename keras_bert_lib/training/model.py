@@ -565,7 +565,7 @@ class Model(keras.Model):
     def _make_variables_of_losses(self, batch) -> bool:
         """Make those of losses and metrics, given a batch or its specs. Return whether the outputs are known before."""
         of_fixed_outputs = isinstance(self, FunctionalModel) and type(self).call is NamedInputs.call
-        if not of_fixed_outputs:
+        if not of_fixed_outputs or isinstance(self.distribute_strategy, _REPLICATED):  # which has made them already
             return False
         parts = (self._compile_loss, self._compile_metrics)
         if unbuilt := [part for part in parts if part is not None and not part.built]:
@@ -590,8 +590,7 @@ class Model(keras.Model):
             _, _, batches = next(iter(iterator))
             data_batch = keras.tree.map_structure(_first_spec, batches.element_spec)
         with strategy.scope():
-            self._make_variables_of_losses(data_batch)
-            self._symbolic_build(data_batch=data_batch)  # What is not made yet: for that it traces the whole model.
+            self._symbolic_build(data_batch=data_batch)
             if self.optimizer is not None:
                 self._build_optimizer()
 

@@ -101,6 +101,7 @@ class Resume(keras.callbacks.Callback):
     @contextlib.contextmanager
     def _running(self, model) -> Iterator[Checkpoint | None]:
         """Hold the directory and listen for SIGTERM as long as `fit` runs."""
+        self.set_model(model)
         self._writes = model.distribute_strategy.extended.should_checkpoint
         self._terminated = False
         if self._writes:
@@ -110,7 +111,6 @@ class Resume(keras.callbacks.Callback):
         before = signal.signal(signal.SIGTERM, self._on_sigterm) if listens else None
         try:
             self._start = self._directory.newest()
-            self._of_all_workers = _gathering(model.distribute_strategy)
             self._check_agreement()
             yield self._start
             if self._terminated:  # at a moment at which there was nothing to save
@@ -167,6 +167,7 @@ class Resume(keras.callbacks.Callback):
                 f"{type(model).__name__}."
             )
         super().set_model(model)
+        self._of_all_workers = _gathering(model.distribute_strategy)
 
     def on_train_begin(self, logs=None):
         if self._callbacks is None:
@@ -211,7 +212,6 @@ class Resume(keras.callbacks.Callback):
         # Of all workers, since reading a metric takes all, and so does the decision to end.
         metrics = self._metrics_before_test or self._metrics()
         (flags,) = self._of_all_workers(tf.constant([int(self._terminated)]))
-        self._terminated = bool(tf.reduce_any(flags > 0))
         if self._writes:
             facts = {
                 "epoch": epoch,
@@ -226,13 +226,14 @@ class Resume(keras.callbacks.Callback):
             states, arrays = _callback_states(self._callbacks)
             tensors = _weights(self.model) | metrics | arrays
             self._directory.save(self.model.count_steps(), Checkpoint(tensors, facts | {"callbacks": states}))
-        if self._terminated:
+        if tf.reduce_any(flags > 0):
             raise SystemExit(_TERMINATED)
 
     def _metrics(self) -> dict[str, np.ndarray]:
         """States of the metrics [replicas, ...]. Their sum over replicas could not be divided among them exactly."""
-        variables, results = self.model.metrics_variables, self.model.distribute_strategy.experimental_local_results
-        states = self._of_all_workers(*(tf.stack(results(variable.value)) for variable in variables))
+        variables, strategy = self.model.metrics_variables, self.model.distribute_strategy
+        local = (tf.stack(strategy.experimental_local_results(variable.value)) for variable in variables)
+        states = self._of_all_workers(*local)
         keys = [_metric_key(index, variable) for index, variable in enumerate(variables)]
         return {key: state.numpy() for key, state in zip(keys, states, strict=True)}
 
@@ -271,7 +272,6 @@ def resuming(model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         others = [callback for callback in callbacks if callback is not resume]
         resume._callbacks = _all_callbacks(model, others, arguments, resume._per_epoch)
         resume._callbacks.callbacks.append(resume)
-        resume.set_model(model)
         with model.taking_up(step, functools.partial(_drop, model, dropped, start)):
             yield arguments | {"callbacks": resume._callbacks}
 

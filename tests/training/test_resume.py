@@ -151,6 +151,13 @@ def test_sigterm_when_there_is_nothing_to_save_is_not_lost(tmp_path):
         train("dataset", tmp_path, [Terminate()], epochs=1)
 
 
+def test_an_evaluation_may_have_one_among_its_callbacks(tmp_path):
+    model = deep_model()
+    expected = model.evaluate(ROWS, ROWS, verbose=0)
+    assert model.evaluate(ROWS, ROWS, verbose=0, callbacks=[Resume(tmp_path)]) == expected
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_was_stopped_early_is_not_made_again(tmp_path):
     class Stop(keras.callbacks.Callback):
         epochs = 0
