@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_bert_lib.preprocessing.code_point_table import CodePointTable
-from keras_bert_lib.preprocessing.places import compress, flatnonzero, number_below
+from keras_bert_lib.preprocessing.places import compress, flatnonzero, number_below, number_up_to
 from keras_bert_lib.preprocessing.text_cleaning import TABLE_END
 
 # A node of the trie is its slot in the arrays. Words begin at the first root, what continues them at the second.
@@ -147,7 +147,8 @@ class PieceTrie(NamedTuple):
         is_unknown = tf.tensor_scatter_nd_update(
             tf.zeros_like(starts, tf.bool), unknown[:, None], tf.ones_like(unknown, tf.bool)
         )
-        known = tf.where(tf.repeat(is_unknown, ends - starts), -1, known)
+        word = number_up_to(tf.range(tf.size(symbols, tf.int64)), ends)  # of each character
+        known = tf.where(tf.gather(is_unknown, word), -1, known)
         unknown_ids = tf.fill(tf.shape(unknown), self.unknown_id)
         ids = tf.tensor_scatter_nd_update(known, tf.gather(starts, unknown)[:, None], unknown_ids)
         begins = flatnonzero(ids >= 0)

@@ -291,8 +291,9 @@ class CleaningTable(NamedTuple):
 
 def _find(sorted_keys: np.ndarray, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether and in which row each value is among the keys."""
-    row = tf.minimum(number_below(values, sorted_keys), len(sorted_keys) - 1)
-    return tf.gather(sorted_keys, row) == values, row
+    keys = tf.constant(sorted_keys)
+    row = tf.minimum(number_below(values, keys), len(sorted_keys) - 1)
+    return tf.gather(keys, row) == values, row
 
 
 def _rows(rules: dict[str, np.ndarray], name: str, width: int) -> np.ndarray:

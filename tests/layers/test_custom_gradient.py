@@ -18,10 +18,6 @@ def _sum_and_product(x, y):
     return (x + y, x * y), lambda of_sum, of_product: (10.0 * of_sum, 1_000.0 * of_product)
 
 
-def _sum_and_product_of_itself(x):
-    return _sum_and_product(x, x)
-
-
 def _slope(function, x):
     x = tf.convert_to_tensor(x)
     with tf.GradientTape() as tape:
@@ -84,7 +80,7 @@ def test_without_custom_gradients_tensorflow_has_its_own(function):
 def test_graph_without_custom_gradients_names_none():
     """A name that is saved, but not registered where it is loaded, is an error there."""
     with without_custom_gradients():
-        operations = _traced(_sum_and_product_of_itself).get_concrete_function().graph.get_operations()
+        operations = _traced(lambda x: _sum_and_product(_square(x), x)).get_concrete_function().graph.get_operations()
     assert not [operation.name for operation in operations if "_gradient_op_type" in operation.node_def.attr]
 
 
