@@ -107,7 +107,8 @@ def live_bytes(sizes: dict, cell: Cell, vocabulary_size: int = VOCABULARY_SIZE) 
 
     The peak is the highest of three moments: the backward pass begins at the last block, and all blocks hold what they
     keep; it ends at the first one, and the gradients of all others are there; the optimizer moves the weights, and all
-    gradients are there, that of the vocabulary dense, and one more copy of the largest variable that the update makes.
+    gradients are there, that of the vocabulary dense, as it is once a training has moved more than a quarter of its
+    rows, and one more copy of the largest variable that the update makes.
     """
     layers, block = sizes["num_layers"], block_of(sizes, cell)
     weights = gradient_bytes(sizes, vocabulary_size)

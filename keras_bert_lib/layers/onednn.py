@@ -16,7 +16,12 @@ _FEATURES = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "
 @functools.cache
 def fuses_for_cpu() -> bool:
     """Whether forms that only oneDNN's kernels make fast pay: no other device computes, and oneDNN is on."""
-    return onednn_is_on() and not any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+    return onednn_is_on() and computes_on_cpu()
+
+
+def computes_on_cpu() -> bool:
+    """Whether there is no other device."""
+    return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
 
 def onednn_is_on() -> bool:

@@ -16,7 +16,7 @@ from keras_bert_lib.layers.custom_gradient import release_with_graph
 from keras_bert_lib.models.named_inputs import NamedInputs
 from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, one_pass
 from keras_bert_lib.training.global_loss import GlobalLoss
-from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, update
+from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, summed_by_row, update
 from keras_bert_lib.training.resume import resuming
 from keras_bert_lib.training.step_report import StepReport, all_finite, count_tokens, fingerprint, non_finite_error
 
@@ -37,7 +37,7 @@ class Model(keras.Model):
     the whole global batch does, whatever the number of replicas, and however uneven their shares:
 
     1. each replica takes the *sum* of its losses; sums, their weights and the gradients are added over the replicas
-    2. gradients are dense: a token that occurs twice counts once, with its summed gradient
+    2. gradients are sums: a token that occurs twice counts once, with its summed gradient
     3. then, on the reduced gradients: unscale, check that all are finite, clip, apply
 
     A step whose loss or gradients are not finite is never applied. Under float16, where it may be an overflow, it
@@ -369,7 +369,8 @@ class Model(keras.Model):
         """Return this part's share of the gradients, its sums and weights, and the weights of the global batch."""
         with tf.GradientTape() as tape:
             y_pred, sums, weights = self._forward(x, y, sample_weight, training=True)
-        if totals is None:
+        is_whole = totals is None  # and no slice of the batch
+        if is_whole:
             totals = _sum_over_replicas(weights)
         share = tf.math.divide_no_nan(self._loss_weights(), totals)
         if self._scales_loss:
@@ -377,7 +378,12 @@ class Model(keras.Model):
         gradients = tape.gradient(sums, self.trainable_variables, output_gradients=share)
         self.compute_metrics(x, y, y_pred, sample_weight)
         # Slices of an embedding's gradient may repeat a row; everything after this line is not linear.
-        return [None if g is None else tf.convert_to_tensor(g) for g in gradients], sums, weights, totals
+        if is_whole and not self.jit_compile and self.distribute_strategy.num_replicas_in_sync == 1:
+            self._build_optimizer()
+            gradients = summed_by_row(self.optimizer, gradients, self.trainable_variables)
+        else:
+            gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        return gradients, sums, weights, totals
 
     def _accumulated_gradients(self, x, y, sample_weight):
         """As `_gradients`, one slice of the batch after the other."""

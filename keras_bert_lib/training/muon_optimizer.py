@@ -9,12 +9,8 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
-from keras_bert_lib.training.optimizers import (
-    NO_WEIGHT_DECAY,
-    AdamW,
-    checked_patterns,
-    first_match,
-)
+from keras_bert_lib.training.adamw_optimizer import AdamW
+from keras_bert_lib.training.pathwise_adam import NO_WEIGHT_DECAY, checked_patterns, first_match
 
 # Kernels of the blocks. Those of query, key and value are one variable, of three matrices side by side.
 MATRICES = {r"(^|/)block_\d+/.*qkv/kernel$": 3, r"(^|/)block_\d+/.*kernel$": 1}

@@ -54,7 +54,7 @@ def update(optimizer, gradients, variables, norm, loss_scale) -> None:
 
     Args:
         optimizer: Built Keras optimizer that `check_optimizer` accepts.
-        gradients: Dense tensors, still multiplied by `loss_scale`.
+        gradients: Dense tensors, or what `summed_by_row` made; still multiplied by `loss_scale`.
         variables: `keras.Variable`s, one per gradient.
         norm: float32 scalar: norm of all `gradients` together.
         loss_scale: float32 scalar, or `None` for gradients that are not scaled.
@@ -98,10 +98,32 @@ def _divisor(optimizer, norm, loss_scale):
     return scale * tf.maximum(norm / scale / optimizer.global_clipnorm, 1.0)
 
 
+def summed_by_row(optimizer, gradients, variables) -> list:
+    """Gradients of one device, as `update` takes them: slices of a table's gradient may repeat a row.
+
+    Args:
+        optimizer: Built Keras optimizer that `check_optimizer` accepts.
+        gradients: What a tape gave; `None` stays.
+        variables: `keras.Variable`s, one per gradient.
+    """
+    _check_built(optimizer, [v for v, gradient in zip(variables, gradients, strict=True) if gradient is not None])
+
+    def summed(gradient, variable):
+        if isinstance(gradient, tf.IndexedSlices) and _takes_whole_step(optimizer):
+            return optimizer.summed_by_row(gradient, variable)
+        return None if gradient is None else tf.convert_to_tensor(gradient)
+
+    return [summed(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
+
+
+def _takes_whole_step(optimizer):
+    """Whether the optimizer divides by itself, which spares a pass that reads and writes all gradients."""
+    return hasattr(optimizer, "whole_step") and not (optimizer.clipnorm or optimizer.clipvalue)
+
+
 def _whole_step(optimizer, gradients, variables, divisor, learning_rate):
     """Return the context of the step, which gives its gradients."""
-    # An optimizer that divides by itself spares a pass that reads and writes all gradients.
-    if hasattr(optimizer, "whole_step") and not (optimizer.clipnorm or optimizer.clipvalue):
+    if _takes_whole_step(optimizer):
         return optimizer.whole_step(gradients, variables, 1.0 if divisor is None else divisor, learning_rate)
     if divisor is not None:
         gradients = [gradient / tf.cast(divisor, gradient.dtype) for gradient in gradients]

@@ -7,8 +7,9 @@ from typing import Any
 
 import keras
 
+from keras_bert_lib.training.adamw_optimizer import AdamW
+from keras_bert_lib.training.lamb_optimizer import Lamb
 from keras_bert_lib.training.muon_optimizer import Muon
-from keras_bert_lib.training.optimizers import AdamW, Lamb
 from keras_bert_lib.training.schedules import WarmupDecay
 
 

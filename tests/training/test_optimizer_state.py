@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib import training
+from keras_bert_lib.training import adamw_optimizer
 from keras_bert_lib.training.optimizer_step import LossScale
 
 X = np.random.default_rng(0).integers(0, 9, (24, 5)).astype("int32")
@@ -25,7 +26,7 @@ def build(recipe, decay):
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy("mixed_float16")
     token_ids = keras.Input((None,), dtype="int32")
-    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(9, 4, name="embeddings")(token_ids))
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(40, 4, name="embeddings")(token_ids))
     x = keras.layers.Dense(4, name="block_0")(x)
     model = training.Model(token_ids, keras.layers.Dense(3, name="scores", dtype="float32")(x))
     keras.config.set_dtype_policy("float32")
@@ -67,6 +68,7 @@ def from_keras_file(model, path):
 def test_training_goes_on_from_every_kind_of_checkpoint(recipe, decay, strategy, mirrored, tmp_path, monkeypatch):
     monkeypatch.setattr(LossScale, "INITIAL", 2.0**20)  # overflows at first
     monkeypatch.setattr(LossScale, "GROWTH_STEPS", 5)
+    monkeypatch.setattr(adamw_optimizer, "_LARGE_TABLE", 0)  # knows which of its rows have moved
     make_scope = mirrored.scope if strategy == "mirrored" else contextlib.nullcontext
     with make_scope():
         model = build(recipe, decay)
