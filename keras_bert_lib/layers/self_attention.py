@@ -75,8 +75,6 @@ class SelfAttention(keras.layers.Layer):
             return self._attend_first(qkv, layout, training)
         blocks = layout.attention_inputs(qkv, self.num_heads)
         rows_attended = layout.attention_outputs([self._attend(block, training) for block in blocks])
-        # Said to have the shape of the input, so that the graph pass can prove it and fuse the residual addition.
-        rows_attended = tf.reshape(rows_attended, tf.shape(rows))
         return layout.first_tokens(layout.outputs(rows_attended), None) if first_token_only else rows_attended
 
     def _attend(self, block: AttentionInputs, training: bool) -> tf.Tensor:

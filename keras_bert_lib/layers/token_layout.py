@@ -399,7 +399,8 @@ def _where(mask: tf.Tensor) -> tf.Tensor:
 
 
 def _bias(may_look: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return (1 - tf.cast(may_look, dtype)) * tf.constant(_MASKED.get(dtype, _MASKED_DEFAULT), dtype)
+    # No product: beside another one, that of the scores and their scale, the graph pass would not find the latter.
+    return tf.where(may_look, tf.zeros([], dtype), tf.constant(_MASKED.get(dtype, _MASKED_DEFAULT), dtype))
 
 
 def _gather(shares: tf.Tensor, index: tf.Tensor) -> tf.Tensor:

@@ -97,7 +97,8 @@ class TransformerEncoder(keras.layers.Layer):
             return norm(x) if self.normalize_first else x
 
         def added(x, update, norm):
-            x = x + self.dropout(update, training=training)
+            # Not `+`, for which the graph pass that fuses it with the product before it wants proof of equal shapes.
+            x = tf.add_n([x, self.dropout(update, training=training)])
             return x if self.normalize_first else norm(x)
 
         def block(x):
