@@ -20,7 +20,7 @@ def fuses_for_cpu() -> bool:
 
 
 def computes_on_cpu() -> bool:
-    """Whether there is no other device."""
+    """Whether TensorFlow sees CPUs alone; a device that is hidden from the program counts."""
     return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
 

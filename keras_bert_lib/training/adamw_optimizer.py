@@ -38,8 +38,10 @@ class AdamW(PathwiseAdam):
       `square_mean` then hold the means over the factors' own, which are more variables of the optimizer.
     - a decay by less than 4e-6 of a weight waits for that of the next steps, until it is as much. Exact arithmetic
       would never have weights farther than that from those of a decay in each step; float32 is nearer to them so.
-    - of a large embedding table it passes over the rows that tokens of some step had (`moved_rows`). All others have
-      means of zero, so that Adam would leave them where they are. On one device, a CPU, for as long as they are few.
+    - of a large embedding table it passes over the rows that tokens of some step had (`moved_rows`), as long as these
+      are no more than a quarter. All others have means of zero, so that Adam would leave them where they are. On one
+      CPU; with accumulation, under XLA, or where a head shares the table, gradients are dense. After a dense one all
+      rows count as moved.
     There is none of it with `clipnorm` or `clipvalue`. A training may go on in the loop of `keras.Model` and come back.
 
     Args:
@@ -121,14 +123,19 @@ class AdamW(PathwiseAdam):
             variable: The table, [rows, ...].
         """
         moved = self.moved_rows[self._get_variable_index(variable.value)]
-        if moved is None or not computes_on_cpu():  # other devices would wait for the number of rows
+        overridden = type(self).update_step is not PathwiseAdam.update_step  # by somebody who knows dense ones alone
+        if moved is None or overridden or not computes_on_cpu():  # others would have to tell the number of rows
             return tf.convert_to_tensor(gradient)
-        moved = tf.tensor_scatter_nd_update(
-            tf.convert_to_tensor(moved), gradient.indices[:, tf.newaxis], tf.ones_like(gradient.indices, tf.bool)
+        # Steps were made, and of none it is known: the state is of a checkpoint without `moved_rows`.
+        unknown = tf.logical_and(self.iterations > 0, tf.logical_not(tf.reduce_any(moved)))
+        is_moved = tf.tensor_scatter_nd_update(
+            tf.logical_or(moved, unknown),
+            gradient.indices[:, tf.newaxis],
+            tf.ones_like(gradient.indices, tf.bool),
         )
-        moved |= tf.math.count_nonzero(moved) > int(_FEW_ROWS * moved.shape[0])
-        rows = tf.where(moved)[:, 0]
-        places = tf.gather(tf.cumsum(tf.cast(moved, tf.int32)) - 1, gradient.indices)
+        is_moved |= tf.math.count_nonzero(is_moved) > int(_FEW_ROWS * moved.shape[0])
+        rows = tf.where(is_moved)[:, 0]
+        places = tf.gather(tf.cumsum(tf.cast(is_moved, tf.int32)) - 1, gradient.indices)
         return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradient.values, places, tf.size(rows)), rows)
 
     @contextlib.contextmanager
@@ -230,8 +237,9 @@ class AdamW(PathwiseAdam):
             "factor_step": step,
         }
 
-    def _summed(self, gradient):
-        return super()._summed(gradient) if self._scalars_of_step is None else gradient
+    @property
+    def _takes_rows(self):
+        return self._scalars_of_step is not None
 
     def _step(self, index, gradient, variable, rate, weight_decay):
         dtype = variable.dtype
@@ -284,14 +292,14 @@ def _move_all(variable, mean, square_mean, gradient, lr, beta1, beta2, epsilon) 
 def _move_rows(variable, mean, square_mean, gradient: tf.IndexedSlices, lr, beta1, beta2, epsilon) -> None:
     """The same step, operation by operation, on some rows."""
 
-    def moved(slot, values, beta):
+    def updated(slot, values, beta):
         old = tf.gather(slot, gradient.indices)
         new = old + (values - old) * (1.0 - beta)
         slot.scatter_update(tf.IndexedSlices(new, gradient.indices))
         return new
 
-    new_mean = moved(mean, gradient.values, beta1)
-    new_square_mean = moved(square_mean, tf.square(gradient.values), beta2)
+    new_mean = updated(mean, gradient.values, beta1)
+    new_square_mean = updated(square_mean, tf.square(gradient.values), beta2)
     step = new_mean * lr / (tf.sqrt(new_square_mean) + epsilon)
     variable.scatter_sub(tf.IndexedSlices(step, gradient.indices))
     # A variable that was scattered to is copied at each read from then on, unless one says otherwise.

@@ -16,7 +16,7 @@ from keras_bert_lib.layers.custom_gradient import release_with_graph
 from keras_bert_lib.models.named_inputs import NamedInputs
 from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, one_pass
 from keras_bert_lib.training.global_loss import GlobalLoss
-from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, scalar_variable, summed_by_row, update
+from keras_bert_lib.training.optimizer_step import LossScale, check_optimizer, merge_rows, scalar_variable, update
 from keras_bert_lib.training.resume import resuming
 from keras_bert_lib.training.step_report import StepReport, all_finite, count_tokens, fingerprint, non_finite_error
 
@@ -377,12 +377,10 @@ class Model(keras.Model):
             share *= self._build_optimizer().value
         gradients = tape.gradient(sums, self.trainable_variables, output_gradients=share)
         self.compute_metrics(x, y, y_pred, sample_weight)
-        # Slices of an embedding's gradient may repeat a row; everything after this line is not linear.
-        if is_whole and not self.jit_compile and self.distribute_strategy.num_replicas_in_sync == 1:
-            self._build_optimizer()
-            gradients = summed_by_row(self.optimizer, gradients, self.trainable_variables)
-        else:
-            gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        # Everything after this is not linear.
+        self._build_optimizer()
+        in_slices = is_whole and not self.jit_compile and self.distribute_strategy.num_replicas_in_sync == 1
+        gradients = merge_rows(self.optimizer, gradients, self.trainable_variables, in_slices)
         return gradients, sums, weights, totals
 
     def _accumulated_gradients(self, x, y, sample_weight):

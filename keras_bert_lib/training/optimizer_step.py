@@ -54,7 +54,7 @@ def update(optimizer, gradients, variables, norm, loss_scale) -> None:
 
     Args:
         optimizer: Built Keras optimizer that `check_optimizer` accepts.
-        gradients: Dense tensors, or what `summed_by_row` made; still multiplied by `loss_scale`.
+        gradients: Dense tensors, or what `merge_rows` made; still multiplied by `loss_scale`.
         variables: `keras.Variable`s, one per gradient.
         norm: float32 scalar: norm of all `gradients` together.
         loss_scale: float32 scalar, or `None` for gradients that are not scaled.
@@ -98,18 +98,19 @@ def _divisor(optimizer, norm, loss_scale):
     return scale * tf.maximum(norm / scale / optimizer.global_clipnorm, 1.0)
 
 
-def summed_by_row(optimizer, gradients, variables) -> list:
-    """Gradients of one device, as `update` takes them: slices of a table's gradient may repeat a row.
+def merge_rows(optimizer, gradients, variables, in_slices: bool) -> list:
+    """Gradients as `update` takes them: slices, as those of an embedding table, may hold a row more than once.
 
     Args:
         optimizer: Built Keras optimizer that `check_optimizer` accepts.
         gradients: What a tape gave; `None` stays.
         variables: `keras.Variable`s, one per gradient.
+        in_slices: Whether slices may stay slices, where the optimizer has a use for them.
     """
     _check_built(optimizer, [v for v, gradient in zip(variables, gradients, strict=True) if gradient is not None])
 
     def summed(gradient, variable):
-        if isinstance(gradient, tf.IndexedSlices) and _takes_whole_step(optimizer):
+        if in_slices and isinstance(gradient, tf.IndexedSlices) and _takes_whole_step(optimizer):
             return optimizer.summed_by_row(gradient, variable)
         return None if gradient is None else tf.convert_to_tensor(gradient)
 

@@ -30,6 +30,8 @@ class PathwiseAdam(keras.optimizers.Optimizer):
         **kwargs: Of `keras.optimizers.Optimizer`.
     """
 
+    _takes_rows = False  # slices that hold each row once; those of Keras's loop may repeat one
+
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
@@ -76,16 +78,19 @@ class PathwiseAdam(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable in place; see the class."""
         index = self._get_variable_index(variable)
-        gradient = tf.cast(self._summed(gradient), variable.dtype)
+        if not self._takes_rows:
+            gradient = tf.convert_to_tensor(gradient)
+        gradient = tf.cast(gradient, variable.dtype)
         rate = tf.cast(learning_rate, tf.float32) * self._multipliers[index]
         self._step(index, gradient, variable, rate, self.weight_decay if self._decays[index] else None)
 
-    def _summed(self, gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
-        """The gradient with each row once; Keras's loop gives slices that repeat rows."""
-        return tf.convert_to_tensor(gradient)
-
     def _step(
-        self, index: int, gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor, weight_decay: float | None
+        self,
+        index: int,
+        gradient: tf.Tensor | tf.IndexedSlices,
+        variable: tf.Variable,
+        rate: tf.Tensor,
+        weight_decay: float | None,
     ):
         """Update the variable of this index, at its own rate, float32, and with its own decay."""
         raise NotImplementedError
