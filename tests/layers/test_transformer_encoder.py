@@ -4,6 +4,8 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib.layers import RemovePadding, RestorePadding, SelfAttention, TokenLayout, TransformerEncoder
+from keras_bert_lib.layers.onednn import onednn_is_on
+from keras_bert_lib.layers.projection import Projection
 
 from . import numpy_reference as reference
 
@@ -123,6 +125,29 @@ def test_the_first_token_alone_in_half_precision_and_of_no_sequence(padding):
     layout = TokenLayout(padding)(np.zeros((0, 5), "int32"))
     nothing = RemovePadding()(x[:0], layout=layout)
     assert layer(nothing, layout=layout, first_token_only=True).shape == (0, 1, WIDTH)
+
+
+def test_the_first_token_alone_is_compiled_by_xla():
+    layer, layout = _block(), TokenLayout("keep")(MASK)
+
+    def first(x):
+        return layer(x, layout=layout, first_token_only=True)
+
+    np.testing.assert_allclose(tf.function(first, jit_compile=True)(X), first(X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not onednn_is_on(), reason="needs oneDNN's products of 8-bit integers")
+@pytest.mark.parametrize("padding", ["keep", "remove"])
+def test_the_first_token_alone_in_products_of_integers(padding):
+    """Its projections see a batch of other rows, so its activations are rounded otherwise."""
+    layer, layout = _block(), TokenLayout(padding)(MASK)
+    rows = RemovePadding()(X, layout=layout)
+    exact = layer(rows, layout=layout, first_token_only=True)
+    for projection in layer._flatten_layers():
+        if isinstance(projection, Projection):
+            projection.frozen_products = "int8"
+    first = layer(rows, layout=layout, first_token_only=True)
+    assert 0 < np.abs(first - exact).max() < 0.1
 
 
 def test_a_packed_batch_has_more_than_one_first_token_a_row():

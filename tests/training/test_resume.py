@@ -306,6 +306,18 @@ def test_a_metric_of_several_numbers_is_kept(tmp_path):
     np.testing.assert_allclose(np.array(history.history["largest"]), [ROWS[:, ::-1].max(axis=0)] * 2)
 
 
+def test_a_metric_that_makes_variables_at_its_first_update_goes_on(tmp_path):
+    def run(directory, *callbacks):
+        model = deep_model(metrics=[keras.metrics.F1Score(threshold=0.5)])
+        return fit_rows(model, tmp_path / directory, *callbacks, epochs=2).history
+
+    expected = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", KillAt(3))
+    for name, values in run("parts").items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+
+
 def test_a_new_run_may_count_its_epochs_from_another_number(tmp_path):
     dataset = tf.data.Dataset.from_tensor_slices((ROWS, ROWS)).batch(4).repeat()
     model = deep_model()
