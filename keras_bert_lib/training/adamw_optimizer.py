@@ -259,17 +259,18 @@ class AdamW(PathwiseAdam):
                 moved.assign(tf.ones_like(moved))
             return
 
+        rows = gradient.indices
+
         def move_all():
-            dense = tf.ensure_shape(gradient.values, variable.shape)
-            _move_all(variable, *slots, dense, **hyperparameters)
-            return tf.ones(moved.shape, tf.bool)
+            _move_all(variable, *slots, tf.ensure_shape(gradient.values, variable.shape), **hyperparameters)
+            return True
 
         def move_rows():
-            rows = gradient.indices
             _move_rows(variable, *slots, gradient, **hyperparameters)
-            return tf.scatter_nd(rows[:, tf.newaxis], tf.ones_like(rows, tf.bool), moved.shape)
+            return True
 
-        moved.assign(tf.cond(tf.size(gradient.indices) == moved.shape[0], move_all, move_rows))
+        tf.cond(tf.size(rows) == moved.shape[0], move_all, move_rows)
+        moved.assign(tf.scatter_nd(rows[:, tf.newaxis], tf.ones_like(rows, tf.bool), moved.shape))
 
 
 def _move_all(variable, mean, square_mean, gradient, lr, beta1, beta2, epsilon) -> None:

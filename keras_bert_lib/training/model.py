@@ -373,12 +373,12 @@ class Model(keras.Model):
         if is_whole:
             totals = _sum_over_replicas(weights)
         share = tf.math.divide_no_nan(self._loss_weights(), totals)
-        if self._scales_loss:
-            share *= self._build_optimizer().value
+        scale = self._build_optimizer()
+        if scale is not None:
+            share *= scale.value
         gradients = tape.gradient(sums, self.trainable_variables, output_gradients=share)
         self.compute_metrics(x, y, y_pred, sample_weight)
         # Everything after this is not linear.
-        self._build_optimizer()
         in_slices = is_whole and not self.jit_compile and self.distribute_strategy.num_replicas_in_sync == 1
         gradients = merge_rows(self.optimizer, gradients, self.trainable_variables, in_slices)
         return gradients, sums, weights, totals

@@ -3,9 +3,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_bert_lib.layers import RemovePadding, RestorePadding, SelfAttention, TokenLayout, TransformerEncoder
+from keras_bert_lib.layers import (
+    RemovePadding,
+    RestorePadding,
+    SelfAttention,
+    TokenLayout,
+    TransformerEncoder,
+    frozen,
+)
 from keras_bert_lib.layers.onednn import onednn_is_on
-from keras_bert_lib.layers.projection import Projection
 
 from . import numpy_reference as reference
 
@@ -143,10 +149,8 @@ def test_the_first_token_alone_in_products_of_integers(padding):
     layer, layout = _block(), TokenLayout(padding)(MASK)
     rows = RemovePadding()(X, layout=layout)
     exact = layer(rows, layout=layout, first_token_only=True)
-    for projection in layer._flatten_layers():
-        if isinstance(projection, Projection):
-            projection.frozen_products = "int8"
-    first = layer(rows, layout=layout, first_token_only=True)
+    with frozen(layer, "int8"):
+        first = layer(rows, layout=layout, first_token_only=True)
     assert 0 < np.abs(first - exact).max() < 0.1
 
 

@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib import training
-from keras_bert_lib.training import adamw_optimizer
 from keras_bert_lib.training.optimizer_step import LossScale
 
 X = np.random.default_rng(0).integers(0, 9, (24, 5)).astype("int32")
@@ -68,7 +67,7 @@ def from_keras_file(model, path):
 def test_training_goes_on_from_every_kind_of_checkpoint(recipe, decay, strategy, mirrored, tmp_path, monkeypatch):
     monkeypatch.setattr(LossScale, "INITIAL", 2.0**20)  # overflows at first
     monkeypatch.setattr(LossScale, "GROWTH_STEPS", 5)
-    monkeypatch.setattr(adamw_optimizer, "_LARGE_TABLE", 0)  # knows which of its rows have moved
+    monkeypatch.setattr(training.adamw_optimizer, "_LARGE_TABLE", 0)  # knows which of its rows have moved
     make_scope = mirrored.scope if strategy == "mirrored" else contextlib.nullcontext
     with make_scope():
         model = build(recipe, decay)
