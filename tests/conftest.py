@@ -16,6 +16,8 @@ from tensorflow.python.eager.context import Context
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.util import tf_stack
 
+from keras_bert_lib.layers.token_layout import unpadded_layout
+
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # A traced graph is made of so many small objects that a sixth of the time would go into looking for garbage, mostly
@@ -29,17 +31,19 @@ _stack = tf_stack.extract_stack()
 tf_stack.extract_stack = lambda stacklevel=1: _stack
 
 # Nor does tf.data tune the datasets that tests make, for the reason that `training.epochs.loaded` gives: they give up
-# thousands of iterators. All iterators come by this method.
+# thousands of iterators. Nor does it rewrite their graphs, for which each new iterator would wait. All iterators come
+# by this method.
 _iterated = tf.data.Dataset._apply_debug_options
 
 
-def _iterated_without_autotuning(dataset):
+def _iterated_as_written(dataset):
     options = tf.data.Options()
     options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
     return _iterated(dataset.with_options(options))
 
 
-tf.data.Dataset._apply_debug_options = _iterated_without_autotuning
+tf.data.Dataset._apply_debug_options = _iterated_as_written
 
 # To seed TensorFlow is to throw away all that it has compiled, since there may be generators of eager operations in it:
 # each test would compile anew the tokenizers and models that it shares with others. Where nothing was drawn since the
@@ -100,6 +104,7 @@ def new_graphs():
         gc.collect()
         return weakref.WeakSet(value for value in gc.get_objects() if issubclass(type(value), FuncGraph))
 
+    unpadded_layout(tf.ones((1, 1)))  # a graph that all models of a process share
     before = alive()
     return lambda: [graph.name for graph in alive() - before]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import keras
+import tensorflow as tf
 
 from keras_bert_lib.layers.token_layout import layout_of, padded_layout, unpadded_layout
 
@@ -29,7 +30,7 @@ class TokenLayout(keras.layers.Layer):
     Returns:
         A dict of int32 tensors, [B, S] and others: for the layers that take it, and for nobody to build on.
     Raises:
-        ValueError: if `padding` is something else.
+        ValueError: if `padding` is something else, or if `padding_mask` is not [B, S].
     Example:
     >>> from keras_bert_lib.layers import CLSPooler, TransformerEmbeddings, TransformerEncoder
     >>> token_ids, mask = keras.ops.array([[5, 6, 0], [7, 0, 0]]), keras.ops.array([[1, 1, 0], [1, 0, 0]])
@@ -59,6 +60,7 @@ class TokenLayout(keras.layers.Layer):
         self.packed = packed
 
     def call(self, padding_mask):
+        _check_rank(padding_mask)
         return (unpadded_layout if self.padding == "remove" else padded_layout)(padding_mask, self.packed)
 
     def compute_output_shape(self, padding_mask_shape):
@@ -77,6 +79,7 @@ class TokenLayout(keras.layers.Layer):
         }
 
     def compute_output_spec(self, padding_mask):
+        _check_rank(padding_mask)
         shapes = self.compute_output_shape(padding_mask.shape)
         return {name: keras.KerasTensor(shape, dtype="int32") for name, shape in shapes.items()}
 
@@ -130,3 +133,11 @@ class RestorePadding(keras.layers.Layer):
 
     def compute_output_shape(self, inputs_shape, layout_shape):
         return (*layout_shape.get("row_of_position", inputs_shape[:-1]), inputs_shape[-1])
+
+
+def _check_rank(padding_mask) -> None:
+    if tf.TensorShape(padding_mask.shape).rank not in (2, None):
+        raise ValueError(
+            "`padding_mask` must be [B, S], one entry a token. Received: padding_mask of shape "
+            f"{tuple(padding_mask.shape)}."
+        )

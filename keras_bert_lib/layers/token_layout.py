@@ -300,7 +300,15 @@ def unpadded_layout(padding_mask: tf.Tensor, packed: bool = False) -> dict[str, 
     """
     if packed:
         return _unpacked_layout(tf.cast(padding_mask, tf.int32))
-    real = tf.cast(padding_mask, tf.bool)
+    layout = _unpadded_layout(tf.cast(padding_mask, tf.bool))
+    layout["row_of_position"].set_shape(padding_mask.shape)
+    return layout
+
+
+# Traced once a process. Outside of a graph so many small operations take 30 times as long one by one, and to write them
+# into the graph of a model took as long as an encoder's block.
+@tf.function(input_signature=[tf.TensorSpec([None, None], tf.bool)], autograph=False)
+def _unpadded_layout(real: tf.Tensor) -> dict[str, tf.Tensor]:
     lengths = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)  # [B]
     order, groups = pack_into_blocks(lengths)
     first = tf.scatter_nd(order[:, tf.newaxis], tf.cumsum(tf.gather(lengths, order), exclusive=True), tf.shape(lengths))

@@ -387,10 +387,7 @@ class Model(keras.Model):
         """As `_gradients`, one slice of the batch after the other."""
         # The slices need the weights of the whole batch first. They follow from labels, masks and sample weights, so
         # TensorFlow prunes this pass through the model down to the masks.
-        weights = []
-        if self._compile_loss is not None:
-            weights = self._compile_loss.weights(y, self(x, training=False), sample_weight)
-        weights = tf.stack([_batch_size(x), *weights])
+        _, _, weights = self._forward(x, y, sample_weight, training=False)
         totals = _sum_over_replicas(weights)
         examples = tf.cast(_batch_size(x), tf.int32)
         has_gradient = [False] * len(self.trainable_variables)
@@ -567,23 +564,23 @@ class Model(keras.Model):
             self._build_optimizer()
 
     def _make_variables_of_losses(self, batch) -> bool:
-        """Make those of losses and metrics, given a batch or its specs. Return whether the outputs are known before."""
-        of_fixed_outputs = isinstance(self, FunctionalModel) and type(self).call is NamedInputs.call
-        if not of_fixed_outputs or isinstance(self.distribute_strategy, _REPLICATED):  # which has made them already
+        """Make those of losses and metrics, given a batch or its specs. Return whether the outputs are known for it."""
+        if not (isinstance(self, FunctionalModel) and type(self).call is NamedInputs.call):
             return False
         parts = (self._compile_loss, self._compile_metrics)
         if unbuilt := [part for part in parts if part is not None and not part.built]:
             _, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            if all(_has_rank(label) for label in keras.tree.flatten(labels)):
-                for part in unbuilt:
-                    part.build(labels, self.output)
+            if not all(_has_rank(label) for label in keras.tree.flatten(labels)):
+                return False
+            for part in unbuilt:
+                part.build(labels, self.output)
         return True
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Make all variables before the first step where it needs them: on replicas, inside loops, to keep or restore.
 
         Keras's own reads the first batch by taking its mean over the replicas, which fails for strings, bools, and
-        shares of different sizes. Here nothing is read: an iterator that is given up while it prefetches for several
+        shares of different sizes. Here no iterator is made: one that is given up while it prefetches for several
         devices can take the process with it.
         """
         strategy = self.distribute_strategy
@@ -591,10 +588,10 @@ class Model(keras.Model):
         if not (in_loop or self._may_skip or self._takes_up or isinstance(strategy, _REPLICATED)):
             return
         if iterator is not None:
-            _, _, batches = next(iter(iterator))
-            data_batch = keras.tree.map_structure(_first_spec, batches.element_spec)
+            data_batch = keras.tree.map_structure(_first_spec, iterator._get_iterator().element_spec)
         with strategy.scope():
-            self._symbolic_build(data_batch=data_batch)
+            if not self._make_variables_of_losses(data_batch):
+                self._symbolic_build(data_batch=data_batch)
             if self.optimizer is not None:
                 self._build_optimizer()
 

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -227,6 +229,14 @@ def test_only_packed_batches_pay_for_a_bias_of_every_pair(packed):
 def test_mask_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"`padding_mask` must be \[B, S\].*shape \(3, 4, 1\) for inputs of shape"):
         PaddedLayout(tf.constant(X), tf.constant(MASK[..., np.newaxis]))
+
+
+@pytest.mark.parametrize("padding", ["remove", "keep"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 1)])
+def test_mask_of_other_axes_is_refused(padding, shape):
+    for mask in (tf.ones(shape), keras.Input(shape[1:], batch_size=shape[0])):
+        with pytest.raises(ValueError, match=r"`padding_mask` must be \[B, S\].*Received.*" + re.escape(f"{shape}.")):
+            TokenLayout(padding)(mask)
 
 
 def test_tokens_without_their_layout_are_refused():
