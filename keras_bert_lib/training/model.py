@@ -590,7 +590,9 @@ class Model(keras.Model):
         if iterator is not None:
             data_batch = keras.tree.map_structure(_first_spec, iterator._get_iterator().element_spec)
         with strategy.scope():
-            if not self._make_variables_of_losses(data_batch):
+            # A metric may make variables when it is updated for the first time. Keras does that on the model's outputs,
+            # for which it traces the model.
+            if self._compile_metrics is not None or not self._make_variables_of_losses(data_batch):
                 self._symbolic_build(data_batch=data_batch)
             if self.optimizer is not None:
                 self._build_optimizer()
