@@ -87,6 +87,20 @@ def test_loss_and_metrics_are_those_of_all_examples(scope):
     assert logs["top2"] == pytest.approx((logits.argmin(-1) != LABELS).mean())
 
 
+def test_a_metric_may_make_variables_when_it_is_first_updated(scope):
+    with scope:
+        model = functional()
+        model.compile(
+            "sgd", keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[keras.metrics.F1Score("macro")]
+        )
+    labels = np.eye(3, dtype="float32")[LABELS]
+    [shown] = model.fit(TOKENS, labels, batch_size=29, verbose=0).history["f1_score"]
+    assert 0 < shown < 1
+    expected = keras.metrics.F1Score("macro")
+    expected.update_state(labels, model.predict(TOKENS, verbose=0))
+    assert model.evaluate(TOKENS, labels, batch_size=7, verbose=0)[1] == pytest.approx(float(expected.result()))
+
+
 def test_several_outputs_are_weighted_each_by_its_own_weights(scope):
     with scope:
         model = functional(("a", "b"))
