@@ -27,7 +27,7 @@ LARGE = {"num_layers": 24, "hidden_dim": 1_024, "num_heads": 16, "intermediate_d
 # Row -> title, and the environment of a peer.
 ANSWERS = {
     "served_float32": ("this library, SavedModel, float32", None),
-    "served_mixed_bfloat16": ("this library, SavedModel, `mixed_bfloat16`", None),
+    "served_bfloat16": ("this library, SavedModel, bfloat16", None),
     "served_int8": ("this library, SavedModel, int8", None),
     "transformers_float32": ("PyTorch, transformers, float32", "torch"),
     "transformers_bfloat16": ("PyTorch, transformers, bfloat16 weights", "torch"),
@@ -80,27 +80,11 @@ def classifier_checkpoint(options: argparse.Namespace) -> Path:
 
 
 def write_saved_models(checkpoint: Path, directory: Path) -> None:
-    """As `export.saved_model` writes them, and one that keeps computing in bfloat16, which it does not."""
-    import keras
-    import tensorflow as tf
-
     import keras_bert_lib as kbl
 
     classifier = kbl.tasks.TextClassifier.from_pretrained(checkpoint, num_classes=2)
-    for precision in ("float32", "int8"):
+    for precision in ("float32", "bfloat16", "int8"):
         kbl.export.saved_model(classifier, directory / precision / "1", precision=precision, check=False)
-
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    mixed = kbl.tasks.TextClassifier.from_pretrained(checkpoint, num_classes=2)
-    keras.config.set_dtype_policy("float32")
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False)
-    def answer(text):
-        return mixed.serving_outputs(mixed(mixed.preprocessor(text), training=False))
-
-    module = tf.Module()
-    module.task = mixed
-    tf.saved_model.save(module, str(directory / "mixed_bfloat16" / "1"), signatures=answer)
 
 
 # === Contestants ===

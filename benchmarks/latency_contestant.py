@@ -25,8 +25,8 @@ def served_float32(job: dict) -> tuple[float, dict, Ask]:
     return _served(job, "float32")
 
 
-def served_mixed_bfloat16(job: dict) -> tuple[float, dict, Ask]:
-    return _served(job, "mixed_bfloat16")
+def served_bfloat16(job: dict) -> tuple[float, dict, Ask]:
+    return _served(job, "bfloat16")
 
 
 def served_int8(job: dict) -> tuple[float, dict, Ask]:
@@ -201,7 +201,7 @@ def _loading(contestant: Callable[[], tuple[dict, Callable]]) -> Callable:
     return prepare
 
 
-OURS = (served_float32, served_mixed_bfloat16, served_int8, predict)
+OURS = (served_float32, served_bfloat16, served_int8, predict)
 PEERS = (transformers_float32, transformers_bfloat16, onnx_float32, onnx_int8)
 CONTESTANTS = {f.__name__: _timed(f) for f in (*OURS, *PEERS)}
 CONTESTANTS |= {f.__name__: _loading(f) for f in (load_keras_bert_lib, load_transformers)}

@@ -17,6 +17,9 @@ from keras_bert_lib.layers.onednn import onednn_is_on
 
 Products = Literal["float", "int8"]
 
+# oneDNN's kernel that rounds to bytes is set up anew at each call, for a tenth of a millisecond.
+_FEW_NUMBERS = 100_000
+
 
 class Dense(keras.layers.Dense):
     """Keras's layer, activation(x W + b), with a gradient of the bias that is right in half precision, too.
@@ -89,20 +92,18 @@ class Projection(Dense):
 
     def _int8_product(self, inputs: tf.Tensor) -> tf.Tensor:
         """Unsigned bytes by signed ones: rows with one range for all of them, kernels with one a column."""
-        rows = tf.cast(inputs, tf.float32)
-        low, high = tf.minimum(tf.reduce_min(rows), 0.0), tf.maximum(tf.reduce_max(rows), 0.0)
-        quantized = tf.raw_ops.QuantizeV2(input=rows, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST")
+        rows, low, high = _unsigned_bytes(tf.cast(inputs, tf.float32))
         with tf.init_scope():
             kernel = self.kernel.numpy().astype("float32")
             bias = self.bias.numpy().astype("float32")
         reach = np.maximum(np.abs(kernel).max(axis=0), 1e-12)
         kernel = tf.constant(np.rint(kernel / reach * 127).astype("int8"))
         operands = {
-            "rows": quantized.output,
+            "rows": tf.bitcast(rows, tf.quint8),
             "kernel": tf.bitcast(kernel, tf.qint8),
             "bias": tf.constant(bias),
-            "rows_low": quantized.output_min,
-            "rows_high": quantized.output_max,
+            "rows_low": low,
+            "rows_high": high,
             "kernel_low": tf.constant(-reach),
             "kernel_high": tf.constant(reach),
         }
@@ -157,6 +158,19 @@ def frozen(model: keras.Model, products: Products = "float") -> Iterator[None]:
     finally:
         for layer, products_before in zip(layers, before, strict=True):
             layer.frozen_products = products_before
+
+
+def _unsigned_bytes(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Numbers rounded to uint8, and which numbers 0 and 255 stand for; 0.0 is among what lies between."""
+    low, high = tf.minimum(tf.reduce_min(rows), 0.0), tf.maximum(tf.reduce_max(rows), 0.0)
+    high = tf.maximum(high, low + 0.01 * tf.maximum(1.0, tf.maximum(high, -low)))  # the least range of the kernel
+
+    def by_kernel():
+        quantized = tf.raw_ops.QuantizeV2(input=rows, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST")
+        return tf.bitcast(quantized.output, tf.uint8)
+
+    few = tf.size(rows) < _FEW_NUMBERS
+    return tf.cond(few, lambda: tf.cast(tf.round((rows - low) * (255 / (high - low))), tf.uint8), by_kernel), low, high
 
 
 def _product_graph(fused: list[str]) -> tf.compat.v1.GraphDef:

@@ -4,7 +4,7 @@ from . import trial_here
 
 ROWS = (
     "SavedModel, float32",
-    "SavedModel, `mixed_bfloat16`",
+    "SavedModel, bfloat16",
     "SavedModel, int8",
     "`TextClassifier.predict`",
     "`load_encoder`",

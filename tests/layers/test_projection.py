@@ -101,6 +101,18 @@ def test_rows_of_any_range_and_no_rows_at_all():
 
 
 @needs_onednn
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e4])
+def test_many_numbers_are_rounded_as_few_are(scale):
+    """By another kernel."""
+    layer, rows = _projection(), np.float32(scale) * ROWS
+    times = projection._FEW_NUMBERS // ROWS.size + 1
+    many = _in_int8(layer, np.tile(rows, (times, 1)))
+    few = np.tile(_in_int8(layer, rows), (times, 1))
+    # A number in the middle between two bytes may go either way.
+    assert np.abs(many - few).max() <= 0.3 * np.abs(few - np.tile(layer(rows), (times, 1))).max() + 1e-6
+
+
+@needs_onednn
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
 def test_output_has_the_compute_dtype(policy):
     layer = _projection(gelu, dtype=policy)
