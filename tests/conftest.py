@@ -31,8 +31,9 @@ _stack = tf_stack.extract_stack()
 tf_stack.extract_stack = lambda stacklevel=1: _stack
 
 # Nor does tf.data tune the datasets that tests make, for the reason that `training.epochs.loaded` gives: they give up
-# thousands of iterators. Nor does it rewrite their graphs, for which each new iterator would wait. All iterators come
-# by this method.
+# thousands of iterators. Nor does it rewrite their graphs, for which each new iterator would wait: it does in the
+# programs of `examples`, `benchmarks` and `training.check`, which tests run as processes. All iterators come by this
+# method.
 _iterated = tf.data.Dataset._apply_debug_options
 
 
@@ -104,7 +105,7 @@ def new_graphs():
         gc.collect()
         return weakref.WeakSet(value for value in gc.get_objects() if issubclass(type(value), FuncGraph))
 
-    unpadded_layout(tf.ones((1, 1)))  # a graph that all models of a process share
+    unpadded_layout(tf.ones((1, 1)))  # a graph that all models of a process share, where they are not replicated
     before = alive()
     return lambda: [graph.name for graph in alive() - before]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import keras
-import tensorflow as tf
 
-from keras_bert_lib.layers.token_layout import layout_of, padded_layout, unpadded_layout
+from keras_bert_lib.layers.token_layout import check_rank, layout_of, padded_layout, unpadded_layout
 
 
 @keras.saving.register_keras_serializable(package="keras_bert_lib")
@@ -60,7 +59,6 @@ class TokenLayout(keras.layers.Layer):
         self.packed = packed
 
     def call(self, padding_mask):
-        _check_rank(padding_mask)
         return (unpadded_layout if self.padding == "remove" else padded_layout)(padding_mask, self.packed)
 
     def compute_output_shape(self, padding_mask_shape):
@@ -79,7 +77,7 @@ class TokenLayout(keras.layers.Layer):
         }
 
     def compute_output_spec(self, padding_mask):
-        _check_rank(padding_mask)
+        check_rank(padding_mask)
         shapes = self.compute_output_shape(padding_mask.shape)
         return {name: keras.KerasTensor(shape, dtype="int32") for name, shape in shapes.items()}
 
@@ -133,11 +131,3 @@ class RestorePadding(keras.layers.Layer):
 
     def compute_output_shape(self, inputs_shape, layout_shape):
         return (*layout_shape.get("row_of_position", inputs_shape[:-1]), inputs_shape[-1])
-
-
-def _check_rank(padding_mask) -> None:
-    if tf.TensorShape(padding_mask.shape).rank not in (2, None):
-        raise ValueError(
-            "`padding_mask` must be [B, S], one entry a token. Received: padding_mask of shape "
-            f"{tuple(padding_mask.shape)}."
-        )

@@ -17,8 +17,13 @@ from keras_bert_lib.layers.onednn import onednn_is_on
 
 Products = Literal["float", "int8"]
 
-# oneDNN's kernel that rounds to bytes is set up anew at each call, for a tenth of a millisecond.
+# oneDNN's kernel that rounds to bytes is set up anew at each call, for a tenth of a millisecond: fewer numbers than
+# this are rounded sooner by plain operations.
 _FEW_NUMBERS = 100_000
+_NOT_FINITE = (
+    "Products of 8-bit integers need finite activations, whose range they take. Received others: look for NaN and "
+    "infinity among the weights of the model"
+)
 
 
 class Dense(keras.layers.Dense):
@@ -163,14 +168,20 @@ def frozen(model: keras.Model, products: Products = "float") -> Iterator[None]:
 def _unsigned_bytes(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Numbers rounded to uint8, and which numbers 0 and 255 stand for; 0.0 is among what lies between."""
     low, high = tf.minimum(tf.reduce_min(rows), 0.0), tf.maximum(tf.reduce_max(rows), 0.0)
-    high = tf.maximum(high, low + 0.01 * tf.maximum(1.0, tf.maximum(high, -low)))  # the least range of the kernel
+    least = 0.01  # The kernel widens a narrower range than this. Widened here, it is the same for both ways.
+    high = tf.maximum(high, low + least * tf.maximum(1.0, tf.maximum(high, -low)))
+    high = tf.debugging.check_numerics(high, _NOT_FINITE)
+
+    def plainly():
+        return tf.cast(tf.round((rows - low) * (255 / (high - low))), tf.uint8)
 
     def by_kernel():
-        quantized = tf.raw_ops.QuantizeV2(input=rows, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST")
+        quantized = tf.raw_ops.QuantizeV2(
+            input=rows, min_range=low, max_range=high, T=tf.quint8, mode="MIN_FIRST", ensure_minimum_range=least
+        )
         return tf.bitcast(quantized.output, tf.uint8)
 
-    few = tf.size(rows) < _FEW_NUMBERS
-    return tf.cond(few, lambda: tf.cast(tf.round((rows - low) * (255 / (high - low))), tf.uint8), by_kernel), low, high
+    return tf.cond(tf.size(rows) < _FEW_NUMBERS, plainly, by_kernel), low, high
 
 
 def _product_graph(fused: list[str]) -> tf.compat.v1.GraphDef:

@@ -282,6 +282,7 @@ def padded_layout(padding_mask: tf.Tensor, packed: bool = False) -> dict[str, tf
     Returns:
         int32 tensors: `padding_mask` [B, S]; of a packed batch also `positions` [B, S].
     """
+    check_rank(padding_mask)
     padding_mask = tf.cast(padding_mask, tf.int32)
     layout = {"padding_mask": padding_mask}
     return {**layout, "positions": _positions(padding_mask)} if packed else layout
@@ -298,6 +299,7 @@ def unpadded_layout(padding_mask: tf.Tensor, packed: bool = False) -> dict[str, 
         attention blocks, the long ones and the short ones, whose rows follow each other: `row_of_..._slot` [N, L] and
         `..._slot_of_row` [T of the group]. -1 = none. Of a packed batch also `positions` [B, S].
     """
+    check_rank(padding_mask)
     if packed:
         return _unpacked_layout(tf.cast(padding_mask, tf.int32))
     layout = _unpadded_layout(tf.cast(padding_mask, tf.bool))
@@ -305,8 +307,8 @@ def unpadded_layout(padding_mask: tf.Tensor, packed: bool = False) -> dict[str, 
     return layout
 
 
-# Traced once a process. Outside of a graph so many small operations take 30 times as long one by one, and to write them
-# into the graph of a model took as long as an encoder's block.
+# Traced once a process, and once for each replica. Outside of a graph so many small operations take 30 times as long
+# one by one, and to write them into the graph of a model took as long as an encoder's block.
 @tf.function(input_signature=[tf.TensorSpec([None, None], tf.bool)], autograph=False)
 def _unpadded_layout(real: tf.Tensor) -> dict[str, tf.Tensor]:
     lengths = tf.reduce_sum(tf.cast(real, tf.int32), axis=1)  # [B]
@@ -378,6 +380,15 @@ def _with_width(inputs: tf.Tensor) -> tf.Tensor:
             f"Received: inputs of shape {tuple(inputs.shape)}."
         )
     return inputs
+
+
+def check_rank(padding_mask) -> None:
+    """Raises ValueError if a mask is known not to be [B, S]."""
+    if tf.TensorShape(padding_mask.shape).rank not in (2, None):
+        raise ValueError(
+            "`padding_mask` must be [B, S], one entry a token. Received: padding_mask of shape "
+            f"{tuple(padding_mask.shape)}."
+        )
 
 
 def _check_batch(padding_mask: tf.Tensor, inputs: tf.Tensor) -> None:

@@ -387,7 +387,10 @@ class Model(keras.Model):
         """As `_gradients`, one slice of the batch after the other."""
         # The slices need the weights of the whole batch first. They follow from labels, masks and sample weights, so
         # TensorFlow prunes this pass through the model down to the masks.
-        _, _, weights = self._forward(x, y, sample_weight, training=False)
+        weights = []
+        if self._compile_loss is not None:
+            weights = self._compile_loss.weights(y, self(x, training=False), sample_weight)
+        weights = tf.stack([_batch_size(x), *weights])
         totals = _sum_over_replicas(weights)
         examples = tf.cast(_batch_size(x), tf.int32)
         has_gradient = [False] * len(self.trainable_variables)
@@ -564,16 +567,16 @@ class Model(keras.Model):
             self._build_optimizer()
 
     def _make_variables_of_losses(self, batch) -> bool:
-        """Make those of losses and metrics, given a batch or its specs. Return whether the outputs are known for it."""
-        if not (isinstance(self, FunctionalModel) and type(self).call is NamedInputs.call):
+        """Make those of losses and metrics, given a batch or its specs. Return whether the outputs are known before."""
+        of_fixed_outputs = isinstance(self, FunctionalModel) and type(self).call is NamedInputs.call
+        if not of_fixed_outputs or isinstance(self.distribute_strategy, _REPLICATED):  # which has made them already
             return False
         parts = (self._compile_loss, self._compile_metrics)
         if unbuilt := [part for part in parts if part is not None and not part.built]:
             _, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            if not all(_has_rank(label) for label in keras.tree.flatten(labels)):
-                return False
-            for part in unbuilt:
-                part.build(labels, self.output)
+            if all(_has_rank(label) for label in keras.tree.flatten(labels)):
+                for part in unbuilt:
+                    part.build(labels, self.output)
         return True
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -590,10 +593,7 @@ class Model(keras.Model):
         if iterator is not None:
             data_batch = keras.tree.map_structure(_first_spec, iterator._get_iterator().element_spec)
         with strategy.scope():
-            # A metric may make variables when it is updated for the first time. Keras does that on the model's outputs,
-            # for which it traces the model.
-            if self._compile_metrics is not None or not self._make_variables_of_losses(data_batch):
-                self._symbolic_build(data_batch=data_batch)
+            self._symbolic_build(data_batch=data_batch)
             if self.optimizer is not None:
                 self._build_optimizer()
 

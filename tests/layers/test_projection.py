@@ -112,6 +112,29 @@ def test_many_numbers_are_rounded_as_few_are(scale):
     assert np.abs(many - few).max() <= 0.3 * np.abs(few - np.tile(layer(rows), (times, 1))).max() + 1e-6
 
 
+def test_few_numbers_do_not_wait_for_the_kernel(monkeypatch):
+    called, kernel = [], tf.raw_ops.QuantizeV2
+
+    def counted(**arguments):
+        called.append(arguments["input"].shape[0])
+        return kernel(**arguments)
+
+    monkeypatch.setattr(tf.raw_ops, "QuantizeV2", counted)
+    for rows in (1, 3_124, 3_125, 10_000):
+        projection._unsigned_bytes(tf.ones([rows, 32]))
+    assert called == [3_125, 10_000]
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 4_000])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_activations_that_are_not_finite_are_an_error(rows, value):
+    bad = np.ones((rows, 32), "float32")
+    bad[0, 3] = value
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"need finite activations.*among the weights"):
+        _in_int8(_projection(), bad)
+
+
 @needs_onednn
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
 def test_output_has_the_compute_dtype(policy):

@@ -9,6 +9,7 @@ from keras_bert_lib.layers import MeanPooler, RemovePadding, RestorePadding, Tok
 from keras_bert_lib.layers.token_layout import (
     PaddedLayout,
     UnpaddedLayout,
+    _unpadded_layout,
     layout_of,
     padded_layout,
     unpadded_layout,
@@ -229,6 +230,15 @@ def test_only_packed_batches_pay_for_a_bias_of_every_pair(packed):
 def test_mask_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"`padding_mask` must be \[B, S\].*shape \(3, 4, 1\) for inputs of shape"):
         PaddedLayout(tf.constant(X), tf.constant(MASK[..., np.newaxis]))
+
+
+def test_a_layout_is_traced_once_for_all_masks():
+    TokenLayout()(MASK)
+    traced = _unpadded_layout.experimental_get_tracing_count()
+    for mask in (MASK[:2], MASK[:, :3] > 0, np.ones((0, 5))):
+        TokenLayout()(mask)
+        tf.function(TokenLayout())(tf.constant(mask))
+    assert _unpadded_layout.experimental_get_tracing_count() == traced
 
 
 @pytest.mark.parametrize("padding", ["remove", "keep"])
