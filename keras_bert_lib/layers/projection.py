@@ -135,6 +135,7 @@ def frozen(model: keras.Model, products: Products = "float") -> Iterator[None]:
     Raises:
         ValueError: if `products` is something else, if oneDNN, whose kernel "int8" needs, is off, or if the model has
             no such block.
+        tf.errors.InvalidArgumentError: where a product in "int8" runs, if its activations are not finite.
     Example:
     >>> from keras_bert_lib import models
     >>> encoder = models.bert(100, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
