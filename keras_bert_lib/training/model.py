@@ -590,7 +590,7 @@ class Model(keras.Model):
         in_loop = self.accumulation_steps > 1 or self.steps_per_execution > 1
         if not (in_loop or self._may_skip or self._takes_up or isinstance(strategy, _REPLICATED)):
             return
-        if iterator is not None:
+        if iterator is not None:  # of Keras's epochs; what it iterates over is the distributed dataset
             data_batch = keras.tree.map_structure(_first_spec, iterator._get_iterator().element_spec)
         with strategy.scope():
             self._symbolic_build(data_batch=data_batch)

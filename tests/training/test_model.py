@@ -295,6 +295,16 @@ class CountRuns(keras.layers.Layer):
 
 @pytest.mark.parametrize("accumulation_steps", [1, 3])
 def test_a_slice_of_a_batch_runs_through_the_model_once(accumulation_steps):
+    x = keras.Input((2,))
+    model = Model(x, keras.layers.Dense(1)(CountRuns()(keras.layers.Dense(2)(x))))
+    model.compile("sgd", keras.losses.MeanSquaredError(), accumulation_steps=accumulation_steps)
+    CountRuns.runs = 0
+    model.fit(np.ones((6, 2), "float32"), np.ones((6, 1), "float32"), batch_size=6, verbose=0)
+    assert CountRuns.runs == accumulation_steps
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_a_slice_runs_once_where_the_loss_asserts_shapes(accumulation_steps):
     """TensorFlow asserts the shapes of labels and of logits of tokens, and what is asserted is computed."""
     x = keras.Input((None, 2))
     model = Model(x, keras.layers.Dense(3)(CountRuns()(keras.layers.Dense(2)(x))))
