@@ -9,6 +9,8 @@ import keras_bert_lib as kbl
 from keras_bert_lib.tasks import text_batches
 from keras_bert_lib.tasks.text_batches import TextBatches, tokenized
 
+pytestmark = pytest.mark.usefixtures("graphs_as_written")
+
 TEXTS = ["good " * (1 + (7 * i) % 23) for i in range(50)]  # lengths well mixed, 1 to 23 words
 NUMBERS = np.arange(50)
 

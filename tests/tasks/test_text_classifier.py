@@ -10,6 +10,8 @@ import tensorflow as tf
 
 import keras_bert_lib as kbl
 
+pytestmark = pytest.mark.usefixtures("graphs_as_written")
+
 TEXTS = ["good film", "bad film", "a very good film", "a bad bad film"] * 8
 NUMBERS = [1, 0, 1, 0] * 8
 NAMES = ["good", "bad", "good", "bad"] * 8

@@ -14,6 +14,8 @@ import tensorflow as tf
 from keras_bert_lib import models, preprocessing, tasks
 from keras_bert_lib.training import Model, Monitor, Resume, WarmupDecay, monitor
 
+pytestmark = pytest.mark.usefixtures("graphs_as_written")
+
 RNG = np.random.default_rng(0)
 # 23 rows in batches of 4: the first are short, the last are long, so that no mean of the batches' shares is the share.
 LENGTHS = np.sort(RNG.integers(1, 11, 23))
