@@ -27,7 +27,8 @@ SLOTS = {"adamw": 2, "lamb": 2, "sgd": 0}  # copies of the weights that the opti
 STEPS = 2
 # What is no tensor, measured once: TensorFlow's own threads and libraries, and the graph of a block and its gradient.
 RUNTIME, GRAPH_OF_BLOCK = 30e6, {False: 17e6, True: 22e6}
-# What oneDNN's allocator keeps of freed pieces, as a share of what is in use: 8 to 25 % in the 14 steps of the table.
+# What oneDNN's allocator keeps of freed pieces, as a share of what is in use: 8 to 17 % in the float32 steps of the
+# table.
 ALLOCATOR = 0.15
 # Of glibc: large pieces are given back to the system as soon as they are freed, so that what is resident is in use.
 EXACT = {"TF_ENABLE_ONEDNN_OPTS": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
