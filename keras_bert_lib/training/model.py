@@ -353,17 +353,18 @@ class Model(keras.Model):
     def _forward(self, x, y, sample_weight, training):
         """Return outputs, and sums and weights, float32 [1 + losses], of the additional and the compiled losses."""
         y_pred = self(x, training=training)
-        sums, weights = [], []
-        if self._compile_loss is not None:
-            sums = self._compile_loss.sums(y, y_pred, sample_weight)
-            weights = self._compile_loss.weights(y, y_pred, sample_weight)
+        sums = [] if self._compile_loss is None else self._compile_loss.sums(y, y_pred, sample_weight)
         additional = [tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in self.losses]
         if not sums and not additional:
             raise ValueError("There is no loss to minimize. Pass `loss` to compile(), or call add_loss() in a layer.")
         # Regularizers are equal everywhere, and add_loss() takes a mean over examples: both count once per example.
-        examples = _batch_size(x)
-        additional = tf.math.multiply_no_nan(tf.add_n(additional), examples) if additional else tf.zeros(())
-        return y_pred, tf.stack([additional, *sums]), tf.stack([examples, *weights])
+        additional = tf.math.multiply_no_nan(tf.add_n(additional), _batch_size(x)) if additional else tf.zeros(())
+        return y_pred, tf.stack([additional, *sums]), self._batch_weights(x, y, y_pred, sample_weight)
+
+    def _batch_weights(self, x, y, y_pred, sample_weight):
+        """Return what losses are means over, float32 [1 + losses]: examples, then the weight of each compiled loss."""
+        weights = [] if self._compile_loss is None else self._compile_loss.weights(y, y_pred, sample_weight)
+        return tf.stack([_batch_size(x), *weights])
 
     def _gradients(self, x, y, sample_weight, totals=None):
         """Return this part's share of the gradients, its sums and weights, and the weights of the global batch."""
@@ -387,10 +388,7 @@ class Model(keras.Model):
         """As `_gradients`, one slice of the batch after the other."""
         # The slices need the weights of the whole batch first. They follow from labels, masks and sample weights, so
         # TensorFlow prunes this pass through the model down to the masks.
-        weights = []
-        if self._compile_loss is not None:
-            weights = self._compile_loss.weights(y, self(x, training=False), sample_weight)
-        weights = tf.stack([_batch_size(x), *weights])
+        weights = self._batch_weights(x, y, self(x, training=False), sample_weight)
         totals = _sum_over_replicas(weights)
         examples = tf.cast(_batch_size(x), tf.int32)
         has_gradient = [False] * len(self.trainable_variables)
