@@ -5,8 +5,6 @@ import tensorflow as tf
 
 from keras_bert_lib.training import AdamW, Model, SwapEMAWeights
 
-pytestmark = pytest.mark.usefixtures("graphs_as_written")
-
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
 Y = X[:, :1] ** 2
 

@@ -7,8 +7,6 @@ import tensorflow as tf
 
 from keras_bert_lib.training import AdamW, FunctionalModel, Model, adamw
 
-pytestmark = pytest.mark.usefixtures("graphs_as_written")
-
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 9, (29, 5)).astype("int32")
 LABELS = RNG.integers(0, 3, 29)

@@ -10,8 +10,6 @@ import tensorflow as tf
 from keras_bert_lib import training
 from keras_bert_lib.training.optimizer_step import LossScale
 
-pytestmark = pytest.mark.usefixtures("graphs_as_written")
-
 X = np.random.default_rng(0).integers(0, 9, (24, 5)).astype("int32")
 Y = X[:, 0] % 3
 OPTIONS = {
