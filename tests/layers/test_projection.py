@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from keras_bert_lib import models
-from keras_bert_lib.layers import frozen, projection
+from keras_bert_lib.layers import MaskedLMHead, frozen, projection
 from keras_bert_lib.layers.activations import gelu
 from keras_bert_lib.layers.onednn import onednn_is_on
 from keras_bert_lib.layers.projection import Projection
@@ -69,6 +69,31 @@ def test_gradients_are_rounded_once(policy, rounding, shape):
         keras_own.build((None, 32))
         bias = tf.cast(gradients(keras_own)[2], tf.float64).numpy()
         assert np.linalg.norm(bias - expected) > 0.05 * np.linalg.norm(expected)
+
+
+def test_weights_are_cast_in_their_turn():
+    """Read at once, all of them would be held in the compute dtype from the first product to their own."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = models.bert(100, num_layers=2, hidden_dim=8, num_heads=2, intermediate_dim=16)
+    head = MaskedLMHead(model.get_layer("embeddings"))
+
+    @tf.function(autograph=False)
+    def logits(batch):
+        outputs = model(batch)
+        return head(outputs["sequence_output"]), outputs["pooled_output"]
+
+    graph = logits.get_concrete_function({name: tf.TensorSpec([None, None], tf.int32) for name in model.input}).graph
+    waits_for = {}  # of each product of rows with a weight: its rows, and what the reading of the weight waits for
+    for product in graph.get_operations():
+        if product.type == "MatMul":
+            rows, weight = product.inputs
+            while weight.op.type in ("Cast", "Identity"):
+                weight = weight.op.inputs[0]
+            if weight.op.type == "ReadVariableOp":
+                waits_for[product.name] = rows.op, weight.op.control_inputs
+    assert len(waits_for) == 2 * 4 + 1 + 2  # the blocks', the pooler's, and the head's
+    for name, (rows, awaited) in waits_for.items():
+        assert rows in awaited, name
 
 
 @needs_onednn
