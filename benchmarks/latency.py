@@ -27,6 +27,7 @@ LARGE = {"num_layers": 24, "hidden_dim": 1_024, "num_heads": 16, "intermediate_d
 # Row -> title, and the environment of a peer.
 ANSWERS = {
     "served_float32": ("this library, SavedModel, float32", None),
+    "served_float32_held": ("this library, SavedModel, float32, weights held", None),
     "served_bfloat16": ("this library, SavedModel, bfloat16", None),
     "served_int8": ("this library, SavedModel, int8", None),
     "transformers_float32": ("PyTorch, transformers, float32", "torch"),

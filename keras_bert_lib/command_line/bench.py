@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
 import pathlib
 import random
 import subprocess
@@ -19,6 +20,7 @@ import keras_bert_lib as kbl
 from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.progress import progress
 from keras_bert_lib.command_line.rows import json_lines
+from keras_bert_lib.server.server import ENVIRONMENT
 
 # Common words, each one piece in most vocabularies, so that words are about tokens.
 _WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "he", "be", "on")
@@ -111,9 +113,8 @@ def _served(target: str, model: str | None) -> Iterator[tuple[str, str]]:
     if (directory / "saved_model.pb").is_file():
         raise ValueError(f"{target!r} is one version. Pass the folder of the model: {directory.absolute().parent}.")
     command = [sys.executable, "-c", _SERVER, str(directory)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**ENVIRONMENT, **os.environ}, **pipes) as server:
         try:
             port = server.stdout.readline().strip()
             if not port:

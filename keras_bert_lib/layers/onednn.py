@@ -24,6 +24,14 @@ def computes_on_cpu() -> bool:
     return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
 
+def assumes_frozen_weights() -> bool:
+    """Whether products go on for good with the weights of their first call, laid out once: for servers alone.
+
+    References: tensorflow/tensorflow `core/util/onednn_env_vars.cc` AreWeightsFrozen.
+    """
+    return onednn_is_on() and os.environ.get("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "").lower() in ("1", "true")
+
+
 def onednn_is_on() -> bool:
     """Whether TensorFlow uses oneDNN in this process, by the rule that its documentation gives.
 

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_bert_lib.layers.custom_gradient import release_with_graph
+from keras_bert_lib.layers.onednn import assumes_frozen_weights
 from keras_bert_lib.models.named_inputs import NamedInputs
 from keras_bert_lib.training.epochs import Epochs, agree_on_seed, cardinality, endless, one_pass
 from keras_bert_lib.training.global_loss import GlobalLoss
@@ -27,6 +28,10 @@ _REFUSED = (
     tf.distribute.experimental.TPUStrategy,  # another class
     tf.distribute.ParameterServerStrategy,
     tf.distribute.experimental.CentralStorageStrategy,
+)
+_FROZEN_WEIGHTS = (
+    "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS is set in the environment, with which TensorFlow multiplies by the weights of the "
+    "first step in all later ones. It is for processes that only answer. Start Python without it to train."
 )
 _NO_DATA = "The data hold no batch. Look at what filters or shards them."
 
@@ -176,6 +181,7 @@ class Model(keras.Model):
 
         Raises:
             ValueError: if the data hold no batch.
+            RuntimeError: if TensorFlow was told that weights do not change (TF_ONEDNN_ASSUME_FROZEN_WEIGHTS).
             FloatingPointError: if a loss or gradient is not finite, and compile() does not say `non_finite="skip"`.
             ConnectionError: if another worker of a `MultiWorkerMirroredStrategy` ends.
         """
@@ -288,6 +294,8 @@ class Model(keras.Model):
 
     def make_train_function(self, force: bool = False):
         """Make the function that `fit` calls; Keras's hook."""
+        if assumes_frozen_weights():
+            raise RuntimeError(_FROZEN_WEIGHTS)
         if self.train_function is None or force:
 
             def step(data):

@@ -4,6 +4,7 @@ from . import trial_here
 
 ROWS = (
     "SavedModel, float32",
+    "SavedModel, float32, weights held",
     "SavedModel, bfloat16",
     "SavedModel, int8",
     "`TextClassifier.predict`",

@@ -4,7 +4,11 @@ import concurrent.futures
 import csv
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import time
 import zipfile
 
@@ -292,11 +296,46 @@ def test_serve_takes_a_model_and_not_a_version(folder):
     assert "is one version. Pass the folder of the model" in result.stderr
 
 
-def test_serve_passes_its_options_on(folder, monkeypatch):
+@pytest.mark.parametrize(("set_before", "holds_weights"), [({}, "1"), ({"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "0"}, "0")])
+def test_serve_passes_its_options_on(folder, monkeypatch, set_before, holds_weights):
     served = {}
     monkeypatch.setattr("keras_bert_lib.server.serve", lambda directory, **options: served.update({directory: options}))
+    # A copy: tests that train come after this one.
+    monkeypatch.setattr("os.environ", {**os.environ, **set_before})
     run("serve", "saved_models/films", "--rest", 9_001, "--no-grpc")
     assert served == {"saved_models/films": {"host": "127.0.0.1", "rest_port": 9_001, "grpc_port": None}}
+    assert os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] == holds_weights
+
+
+def test_a_server_holds_the_weights_of_each_version(folder, tmp_path):
+    """In the process that `kbl serve` is, products keep the weights that they first saw."""
+    base, later = tmp_path / "films", tmp_path / "later" / "2"
+    shutil.copytree(folder / "saved_models" / "films", base)
+    classifier = keras.saving.load_model(folder / "model.keras")
+    for variable in classifier.trainable_variables:
+        variable.assign_add(tf.random.stateless_normal(variable.shape, (3, 4), stddev=0.3))
+    kbl.export.saved_model(classifier, later, check=False)
+    # Of several lengths and numbers, for each of which oneDNN may want another layout.
+    batches = [["a gem"], ["a fine film and a gem", "slow", ""], ["dull and slow " * 9] * 8, ["a gem"]]
+
+    def probabilities(ask):
+        return np.concatenate([ask(batch)["probabilities"] for batch in batches])
+
+    loaded = [tf.saved_model.load(str(version)).signatures["serving_default"] for version in (base / "1", later)]
+    exact = [probabilities(lambda batch, ask=ask: ask(text=tf.constant(batch))) for ask in loaded]
+    assert np.abs(exact[0] - exact[1]).max() > 0.01
+    command = [sys.executable, "-m", "keras_bert_lib.command_line", "serve", base, "--no-grpc", "--rest", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            [port] = re.findall(r"127.0.0.1:(\d+)", server.stdout.readline() + server.stdout.readline())
+            with kbl.export.Client(f"http://127.0.0.1:{port}", "films") as client:
+                np.testing.assert_allclose(probabilities(client.predict), exact[0], atol=1e-5)
+                later.rename(base / "2")
+                while [status.version for status in client.status() if status.state == "AVAILABLE"] != [2]:
+                    time.sleep(0.1)
+                np.testing.assert_allclose(probabilities(client.predict), exact[1], atol=1e-5)
+        finally:
+            server.kill()
 
 
 def test_bench_measures_a_folder(folder, tmp_path):

@@ -387,6 +387,17 @@ def test_a_model_without_anything_to_train_or_minimize_is_refused():
         model.fit(TOKENS, LABELS, verbose=0)
 
 
+@pytest.mark.parametrize("train", ["fit", "train_on_batch"])
+def test_weights_that_tensorflow_holds_are_not_trained(train, monkeypatch):
+    model = functional()
+    model.compile(AdamW(0.1), crossentropy())
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.setenv("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")
+    with pytest.raises(RuntimeError, match=r"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS is set .* Start Python without it"):
+        getattr(model, train)(TOKENS, LABELS)
+    assert set(model.evaluate(TOKENS, LABELS, verbose=0, return_dict=True)) == {"loss"}
+
+
 def test_a_train_step_that_keeps_its_report_to_itself_is_told_so():
     class Silent(FunctionalModel):
         def train_step(self, data):
