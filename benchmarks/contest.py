@@ -91,6 +91,7 @@ def contest(make: Callable[[], list[Contestant]], rounds: int, title: str) -> li
 def quiet_environment(threads: int) -> dict[str, str]:
     """Variables for a contestant's process."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "PYTHONWARNINGS": "ignore"}
+    environment.pop("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", None)  # a contestant that wants it says so
     environment["TF_NUM_INTRAOP_THREADS"] = environment["OMP_NUM_THREADS"] = str(threads)
     return environment
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import os
 import pathlib
 import random
 import subprocess
@@ -20,7 +19,6 @@ import keras_bert_lib as kbl
 from keras_bert_lib.command_line.program import Command
 from keras_bert_lib.command_line.progress import progress
 from keras_bert_lib.command_line.rows import json_lines
-from keras_bert_lib.server.server import ENVIRONMENT
 
 # Common words, each one piece in most vocabularies, so that words are about tokens.
 _WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "he", "be", "on")
@@ -113,8 +111,9 @@ def _served(target: str, model: str | None) -> Iterator[tuple[str, str]]:
     if (directory / "saved_model.pb").is_file():
         raise ValueError(f"{target!r} is one version. Pass the folder of the model: {directory.absolute().parent}.")
     command = [sys.executable, "-c", _SERVER, str(directory)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env={**ENVIRONMENT, **os.environ}, **pipes) as server:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             port = server.stdout.readline().strip()
             if not port:

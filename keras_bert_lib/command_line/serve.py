@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 import click
 
 import keras_bert_lib as kbl
 from keras_bert_lib.command_line.program import Command
-from keras_bert_lib.server.server import ENVIRONMENT
 
 _PORT = click.IntRange(0, 65_535)
 
@@ -42,6 +40,4 @@ def serve(directory: str, rest: int, grpc: int, no_rest: bool, no_grpc: bool, ho
             f"{directory} is one version. Pass the folder of the model: {pathlib.Path(directory).absolute().parent}.",
             param_hint="DIRECTORY",
         )
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     kbl.server.serve(directory, host=host, rest_port=None if no_rest else rest, grpc_port=None if no_grpc else grpc)

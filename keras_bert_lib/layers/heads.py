@@ -160,7 +160,8 @@ class MaskedLMHead(_Head):
             rows = tf.gather(rows, tf.reshape(tf.cast(mask_positions, tf.int32) + first_row, [-1]))  # [B M, D]
             length = tf.shape(mask_positions)[1]
         rows = self.norm(self.dense(rows))  # [B M, E]
-        table = tf.cast(read_in_turn(self.embeddings.token.embeddings, rows), rows.dtype)
+        tokens = self.embeddings.token
+        table = tf.cast(read_in_turn(tokens.embeddings, tokens, rows), rows.dtype)
         logits = tf.cast(tf.matmul(rows, table, transpose_b=True), tf.float32)
         logits = tf.nn.bias_add(logits, tf.cast(self.output_bias, tf.float32))
         return tf.reshape(logits, [batch, length, self.embeddings.vocabulary_size])

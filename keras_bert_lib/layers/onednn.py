@@ -1,4 +1,4 @@
-"""Whether TensorFlow's graph pass fuses operations into the kernels of oneDNN."""
+"""What TensorFlow does with oneDNN in this process."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ def computes_on_cpu() -> bool:
 
 
 def assumes_frozen_weights() -> bool:
-    """Whether products go on for good with the weights of their first call, laid out once: for servers alone.
+    """Whether TensorFlow was told that weights do not change: its products may go on with those of their first call.
+
+    Said of a CPU, too, on which TensorFlow takes oneDNN by another rule than that of `onednn_is_on`.
 
     References: tensorflow/tensorflow `core/util/onednn_env_vars.cc` AreWeightsFrozen.
     """
-    return onednn_is_on() and os.environ.get("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "").lower() in ("1", "true")
+    is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("0", "false")
+    return not is_off and os.environ.get("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "").lower() in ("1", "true")
 
 
 def onednn_is_on() -> bool:

@@ -15,9 +15,6 @@ from keras_bert_lib.server.model import Model, load
 from keras_bert_lib.server.versions import State, Versions
 from keras_bert_lib.server.warm_up import warm_up
 
-# For a process that only answers: oneDNN lays each weight out once instead of for each product, and keeps it twice.
-ENVIRONMENT = {"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
-
 _log = logging.getLogger(__name__)
 
 

@@ -4,7 +4,6 @@ import concurrent.futures
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from keras_bert_lib.models import bert
 from keras_bert_lib.preprocessing import TextPreprocessor, WordPieceTokenizer
 from keras_bert_lib.server import Server
 from keras_bert_lib.tasks import TextClassifier, TextEncoder
+from tests.command_line.test_program import ENVIRONMENT, PIPES
 
 pytestmark = pytest.mark.usefixtures("graphs_as_written")
 
@@ -296,19 +296,15 @@ def test_serve_takes_a_model_and_not_a_version(folder):
     assert "is one version. Pass the folder of the model" in result.stderr
 
 
-@pytest.mark.parametrize(("set_before", "holds_weights"), [({}, "1"), ({"TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "0"}, "0")])
-def test_serve_passes_its_options_on(folder, monkeypatch, set_before, holds_weights):
+def test_serve_passes_its_options_on(folder, monkeypatch):
     served = {}
     monkeypatch.setattr("keras_bert_lib.server.serve", lambda directory, **options: served.update({directory: options}))
-    # A copy: tests that train come after this one.
-    monkeypatch.setattr("os.environ", {**os.environ, **set_before})
     run("serve", "saved_models/films", "--rest", 9_001, "--no-grpc")
     assert served == {"saved_models/films": {"host": "127.0.0.1", "rest_port": 9_001, "grpc_port": None}}
-    assert os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] == holds_weights
 
 
-def test_a_server_holds_the_weights_of_each_version(folder, tmp_path):
-    """In the process that `kbl serve` is, products keep the weights that they first saw."""
+def test_a_server_that_holds_weights_answers_by_those_of_each_version(folder, tmp_path):
+    """With TensorFlow's switch for servers products keep the weights that they first saw."""
     base, later = tmp_path / "films", tmp_path / "later" / "2"
     shutil.copytree(folder / "saved_models" / "films", base)
     classifier = keras.saving.load_model(folder / "model.keras")
@@ -325,13 +321,17 @@ def test_a_server_holds_the_weights_of_each_version(folder, tmp_path):
     exact = [probabilities(lambda batch, ask=ask: ask(text=tf.constant(batch))) for ask in loaded]
     assert np.abs(exact[0] - exact[1]).max() > 0.01
     command = [sys.executable, "-m", "keras_bert_lib.command_line", "serve", base, "--no-grpc", "--rest", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    variables = {**ENVIRONMENT, "TF_ENABLE_ONEDNN_OPTS": "1", "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1"}
+    with subprocess.Popen(command, env=variables, **PIPES) as server:
         try:
-            [port] = re.findall(r"127.0.0.1:(\d+)", server.stdout.readline() + server.stdout.readline())
-            with kbl.export.Client(f"http://127.0.0.1:{port}", "films") as client:
+            address = re.search(r"127.0.0.1:\d+", server.stdout.readline() + server.stdout.readline())
+            assert address, server.stderr.read()
+            with kbl.export.Client(f"http://{address[0]}", "films") as client:
                 np.testing.assert_allclose(probabilities(client.predict), exact[0], atol=1e-5)
                 later.rename(base / "2")
+                end = time.monotonic() + 60
                 while [status.version for status in client.status() if status.state == "AVAILABLE"] != [2]:
+                    assert time.monotonic() < end, client.status()
                     time.sleep(0.1)
                 np.testing.assert_allclose(probabilities(client.predict), exact[1], atol=1e-5)
         finally:

@@ -44,7 +44,7 @@ def test_says_whether_tensorflow_goes_on_with_old_weights(asked):
     assert ours == theirs == str(asked != "0")
 
 
-def test_without_onednn_weights_are_never_held(monkeypatch):
+def test_without_onednn_no_weights_are_held(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.setenv("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")
     assert not assumes_frozen_weights()

@@ -90,7 +90,7 @@ def test_weights_are_cast_in_their_turn():
             while weight.op.type in ("Cast", "Identity"):
                 weight = weight.op.inputs[0]
             if weight.op.type == "ReadVariableOp":
-                waits_for[product.name] = rows.op, weight.op.control_inputs
+                waits_for[product.name] = rows.op, [op.inputs[0].op for op in weight.op.control_inputs]
     assert len(waits_for) == 2 * 4 + 1 + 2  # the blocks', the pooler's, and the head's
     for name, (rows, awaited) in waits_for.items():
         assert rows in awaited, name
