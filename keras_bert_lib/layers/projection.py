@@ -89,17 +89,32 @@ class Projection(Dense):
         float [T, units].
     """
 
-    frozen_products: Products | None = None
+    _frozen_products: Products | None = None
+    _frozen_graph: Callable | None = None  # of calls outside of any other graph
 
     def __init__(self, units: int, activation: Callable | None = None, **options):
         super().__init__(units, activation, kernel_initializer=truncated_normal(), **options)
+
+    @property
+    def frozen_products(self) -> Products | None:
+        return self._frozen_products
+
+    @frozen_products.setter
+    def frozen_products(self, products: Products | None) -> None:
+        self._frozen_products, self._frozen_graph = products, None
 
     def call(self, inputs, training=None):
         if self.frozen_products is None or training:
             return super().call(inputs, training)
         call = {"float": self._constant_product, "int8": self._int8_product}[self.frozen_products]
+        if not tf.executing_eagerly():
+            return call(inputs)
         # What they gain, and the second one's operation, are to be had in graphs alone.
-        return (tf.function(call, autograph=False) if tf.executing_eagerly() else call)(inputs)
+        if self._frozen_graph is None:
+            rows = tf.TensorSpec([None, self.kernel.shape[0]], inputs.dtype)
+            # The concrete one: TensorFlow takes all layers' for one function, and warns that it is traced too often.
+            self._frozen_graph = tf.function(call, [rows], autograph=False).get_concrete_function()
+        return self._frozen_graph(inputs)
 
     def _constant_product(self, inputs: tf.Tensor) -> tf.Tensor:
         """The same product with a kernel that oneDNN may lay out once, and that needs no cast."""
@@ -138,7 +153,8 @@ def frozen(model: keras.Model, products: Products = "float") -> Iterator[None]:
     """Inside, inference with the blocks of `model` takes their weights as constants; graphs traced inside stay so.
 
     Constants are what oneDNN lays out for its products once instead of every time, in the compute dtype: a batch takes
-    up to a fifth less time. The weights are those of the moment in which a graph is traced.
+    up to a fifth less time. The weights are those of the moment in which a graph is traced, and of the first call where
+    there is none.
 
     Args:
         model: A model with blocks of this library, such as an encoder or a task.

@@ -230,6 +230,22 @@ def test_frozen_is_over_where_the_block_ends():
         frozen(encoder, "fp16").__enter__()
 
 
+def test_calls_outside_of_a_graph_share_one(monkeypatch):
+    """Traced anew at each call it took longer than the product, and TensorFlow warned of it."""
+    layer, traced = _projection(), []
+    product = layer._constant_product
+    monkeypatch.setattr(layer, "_constant_product", lambda rows: traced.append(rows) or product(rows))
+    for times in (1, 2):  # with other weights
+        layer.frozen_products = "float"
+        for count in (1, 7, 50):
+            np.testing.assert_allclose(
+                layer(ROWS[:count]), ROWS[:count] @ layer.kernel + layer.bias, rtol=1e-4, atol=1e-5
+            )
+        layer.frozen_products = None
+        layer.kernel.assign(2 * layer.kernel)
+        assert len(traced) == times
+
+
 def test_a_model_without_blocks_is_refused():
     x = keras.Input((2,), name="x")
     model = keras.Model(x, keras.layers.Dense(1)(x), name="plain")
