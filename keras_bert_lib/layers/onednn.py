@@ -27,7 +27,7 @@ def computes_on_cpu() -> bool:
 def assumes_frozen_weights() -> bool:
     """Whether TensorFlow was told that weights do not change: its products may go on with those of their first call.
 
-    Said of a CPU, too, on which TensorFlow takes oneDNN by another rule than that of `onednn_is_on`.
+    True also where `onednn_is_on` is not, unless oneDNN was switched off: some CPUs get it by another rule.
 
     References: tensorflow/tensorflow `core/util/onednn_env_vars.cc` AreWeightsFrozen.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -49,8 +50,8 @@ class Dense(keras.layers.Dense):
 def read_in_turn(weight: keras.Variable, layer: keras.layers.Layer, inputs: tf.Tensor) -> tf.Tensor:
     """The weight of `layer`, in the compute dtype, once there are inputs to multiply by it.
 
-    In mixed precision TensorFlow else casts all weights of a model as soon as a pass begins, and they lie there until
-    their turn, 170 MB of them in BERT-Base.
+    Otherwise, in mixed precision, TensorFlow casts all weights of a model as soon as a pass begins, and they lie there
+    until their turn, 170 MB of them in BERT-Base.
     """
     if layer.variable_dtype == inputs.dtype:  # nothing is cast
         return tf.convert_to_tensor(weight)
@@ -89,32 +90,31 @@ class Projection(Dense):
         float [T, units].
     """
 
-    _frozen_products: Products | None = None
-    _frozen_graph: Callable | None = None  # of calls outside of any other graph
+    frozen_products: Products | None = None
+    _frozen_product: Callable | None = None  # of calls outside of any graph
 
     def __init__(self, units: int, activation: Callable | None = None, **options):
         super().__init__(units, activation, kernel_initializer=truncated_normal(), **options)
 
-    @property
-    def frozen_products(self) -> Products | None:
-        return self._frozen_products
-
-    @frozen_products.setter
-    def frozen_products(self, products: Products | None) -> None:
-        self._frozen_products, self._frozen_graph = products, None
+    def freeze(self, products: Products | None) -> None:
+        """Infer by `products` from now on, with the weights of now."""
+        self.frozen_products, self._frozen_product = products, None
 
     def call(self, inputs, training=None):
         if self.frozen_products is None or training:
             return super().call(inputs, training)
-        call = {"float": self._constant_product, "int8": self._int8_product}[self.frozen_products]
+        product = {"float": self._constant_product, "int8": self._int8_product}[self.frozen_products]
         if not tf.executing_eagerly():
-            return call(inputs)
+            return product(inputs)
         # What they gain, and the second one's operation, are to be had in graphs alone.
-        if self._frozen_graph is None:
+        in_graph = self._frozen_product
+        if in_graph is None:
             rows = tf.TensorSpec([None, self.kernel.shape[0]], inputs.dtype)
-            # The concrete one: TensorFlow takes all layers' for one function, and warns that it is traced too often.
-            self._frozen_graph = tf.function(call, [rows], autograph=False).get_concrete_function()
-        return self._frozen_graph(inputs)
+            # The concrete function: TensorFlow takes those of all layers for one, and warns that it is traced often.
+            # In a partial: what can be saved and was an attribute once, Keras holds for good.
+            in_graph = functools.partial(tf.function(product, [rows], autograph=False).get_concrete_function())
+            self._frozen_product = in_graph
+        return in_graph(inputs)
 
     def _constant_product(self, inputs: tf.Tensor) -> tf.Tensor:
         """The same product with a kernel that oneDNN may lay out once, and that needs no cast."""
@@ -188,11 +188,11 @@ def frozen(model: keras.Model, products: Products = "float") -> Iterator[None]:
     before = [layer.frozen_products for layer in layers]
     try:
         for layer in layers:
-            layer.frozen_products = products
+            layer.freeze(products)
         yield
     finally:
         for layer, products_before in zip(layers, before, strict=True):
-            layer.frozen_products = products_before
+            layer.freeze(products_before)
 
 
 def _unsigned_bytes(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -325,7 +325,7 @@ def test_a_server_that_holds_weights_answers_by_those_of_each_version(folder, tm
     with subprocess.Popen(command, env=variables, **PIPES) as server:
         try:
             address = re.search(r"127.0.0.1:\d+", server.stdout.readline() + server.stdout.readline())
-            assert address, server.stderr.read()
+            assert address, server.kill() or server.stderr.read()
             with kbl.export.Client(f"http://{address[0]}", "films") as client:
                 np.testing.assert_allclose(probabilities(client.predict), exact[0], atol=1e-5)
                 later.rename(base / "2")

@@ -44,6 +44,13 @@ def test_says_whether_tensorflow_goes_on_with_old_weights(asked):
     assert ours == theirs == str(asked != "0")
 
 
+def test_weights_may_be_held_where_tensorflow_has_another_rule(monkeypatch):
+    monkeypatch.setattr("keras_bert_lib.layers.onednn.onednn_is_on", lambda: False)
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    monkeypatch.setenv("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")
+    assert assumes_frozen_weights()
+
+
 def test_without_onednn_no_weights_are_held(monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.setenv("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")

@@ -22,11 +22,11 @@ def _projection(activation=None, **options) -> Projection:
 
 
 def _in_int8(layer: Projection, rows) -> np.ndarray:
-    layer.frozen_products = "int8"
+    layer.freeze("int8")
     try:
         return tf.cast(layer(rows), tf.float32).numpy()
     finally:
-        layer.frozen_products = None
+        layer.freeze(None)
 
 
 def _by_bytes(layer: Projection, rows: np.ndarray) -> np.ndarray:
@@ -164,14 +164,14 @@ def test_activations_that_are_not_finite_are_an_error(rows, value):
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
 def test_output_has_the_compute_dtype(policy):
     layer = _projection(gelu, dtype=policy)
-    layer.frozen_products = "int8"
+    layer.freeze("int8")
     assert layer(tf.cast(ROWS, layer.compute_dtype)).dtype.name == layer.compute_dtype
 
 
 @needs_onednn
 def test_training_is_left_alone():
     layer = _projection()
-    layer.frozen_products = "int8"
+    layer.freeze("int8")
     np.testing.assert_array_equal(layer(ROWS, training=True), _projection()(ROWS))
 
 
@@ -209,7 +209,7 @@ def test_frozen_products_are_the_same_products(policy):
     layer = _projection(gelu, dtype=policy)
     rows = tf.cast(ROWS, layer.compute_dtype)
     exact = layer(rows)
-    layer.frozen_products = "float"
+    layer.freeze("float")
     product = tf.function(layer, autograph=False)
     one = product(rows)
     assert one.dtype.name == layer.compute_dtype
@@ -230,20 +230,48 @@ def test_frozen_is_over_where_the_block_ends():
         frozen(encoder, "fp16").__enter__()
 
 
-def test_calls_outside_of_a_graph_share_one(monkeypatch):
+@pytest.mark.parametrize(
+    ("products", "tolerance"), [("float", 1e-5), pytest.param("int8", 0.1, marks=needs_onednn)], ids=["float", "int8"]
+)
+def test_calls_outside_of_a_graph_share_one(products, tolerance, monkeypatch):
     """Traced anew at each call it took longer than the product, and TensorFlow warned of it."""
     layer, traced = _projection(), []
-    product = layer._constant_product
-    monkeypatch.setattr(layer, "_constant_product", lambda rows: traced.append(rows) or product(rows))
+    name = {"float": "_constant_product", "int8": "_int8_product"}[products]
+    product = getattr(layer, name)
+    monkeypatch.setattr(layer, name, lambda rows: traced.append(rows) or product(rows))
     for times in (1, 2):  # with other weights
-        layer.frozen_products = "float"
+        layer.freeze(products)
         for count in (1, 7, 50):
-            np.testing.assert_allclose(
-                layer(ROWS[:count]), ROWS[:count] @ layer.kernel + layer.bias, rtol=1e-4, atol=1e-5
-            )
-        layer.frozen_products = None
-        layer.kernel.assign(2 * layer.kernel)
+            np.testing.assert_allclose(layer(ROWS[:count]), ROWS[:count] @ layer.kernel + layer.bias, atol=tolerance)
         assert len(traced) == times
+        layer.kernel.assign(1.5 * layer.kernel)
+
+
+def _encoder_and_batch():
+    encoder = models.bert(30, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
+    return encoder, {name: tf.ones((2, 3), tf.int32) for name in encoder.input}
+
+
+def test_frozen_inside_of_frozen_has_the_weights_and_the_dtype_of_now():
+    encoder, batch = _encoder_and_batch()
+    layer = next(layer for layer in encoder._flatten_layers() if layer.name == "qkv")
+    with frozen(encoder):
+        encoder(batch)
+        layer.kernel.assign_add(tf.ones_like(layer.kernel))
+        layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+        rows = tf.cast(ROWS[:, :8], tf.bfloat16)
+        exact = layer(rows, training=True)
+        with frozen(encoder):
+            answered = layer(rows)
+    np.testing.assert_allclose(*(tf.cast(tensor, tf.float32) for tensor in (answered, exact)), rtol=2.0**-7)
+
+
+def test_what_frozen_made_goes_with_it(new_graphs):
+    encoder, batch = _encoder_and_batch()
+    with frozen(encoder):
+        encoder(batch)
+        assert len(new_graphs()) >= 4  # of the four projections
+    assert not new_graphs()
 
 
 def test_a_model_without_blocks_is_refused():
