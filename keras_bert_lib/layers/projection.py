@@ -97,7 +97,7 @@ class Projection(Dense):
         super().__init__(units, activation, kernel_initializer=truncated_normal(), **options)
 
     def freeze(self, products: Products | None) -> None:
-        """Infer by `products` from now on, with the weights of now."""
+        """Infer by `products` from now on, with the weights of the next call; `None`: as if nothing was frozen."""
         self.frozen_products, self._frozen_product = products, None
 
     def call(self, inputs, training=None):
