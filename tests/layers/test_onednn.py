@@ -13,12 +13,17 @@ print(onednn_is_on(), _pywrap_util_port.IsMklEnabled())
 """
 
 
+def _ours_and_theirs(program: str, environment: dict) -> list[str]:
+    """What a process with that environment prints: what this library says, and what TensorFlow does."""
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return run.stdout.split()
+
+
 @pytest.mark.parametrize("asked", [None, "0", "1"])
 def test_says_what_tensorflow_does(asked):
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     environment |= {} if asked is None else {"TF_ENABLE_ONEDNN_OPTS": asked}
-    run = subprocess.run([sys.executable, "-c", IS_ON], env=environment, capture_output=True, text=True, check=True)
-    ours, theirs = run.stdout.split()
+    ours, theirs = _ours_and_theirs(IS_ON, environment)
     assert ours == theirs
     assert asked is None or ours == str(asked == "1")
 
@@ -37,10 +42,7 @@ print(assumes_frozen_weights(), bool(tf.reduce_all(product(tf.ones([8, 64])) == 
 @pytest.mark.parametrize("asked", ["0", "1", "true"])
 def test_says_whether_tensorflow_goes_on_with_old_weights(asked):
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1", "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": asked}
-    run = subprocess.run(
-        [sys.executable, "-c", KEEPS_WEIGHTS], env=environment, capture_output=True, text=True, check=True
-    )
-    ours, theirs = run.stdout.split()
+    ours, theirs = _ours_and_theirs(KEEPS_WEIGHTS, environment)
     assert ours == theirs == str(asked != "0")
 
 

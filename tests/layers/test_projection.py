@@ -219,8 +219,13 @@ def test_frozen_products_are_the_same_products(policy):
     np.testing.assert_array_equal(tf.cast(product(rows), tf.float32), tf.cast(one, tf.float32))  # it is a constant
 
 
-def test_frozen_is_over_where_the_block_ends():
+def _encoder_and_batch():
     encoder = models.bert(30, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
+    return encoder, {name: tf.ones((2, 3), tf.int32) for name in encoder.input}
+
+
+def test_frozen_is_over_where_the_block_ends():
+    encoder, _ = _encoder_and_batch()
     projections = [layer for layer in encoder._flatten_layers() if isinstance(layer, Projection)]
     with pytest.raises(RuntimeError), frozen(encoder):
         assert {layer.frozen_products for layer in projections} == {"float"}
@@ -245,11 +250,6 @@ def test_calls_outside_of_a_graph_share_one(products, tolerance, monkeypatch):
             np.testing.assert_allclose(layer(ROWS[:count]), ROWS[:count] @ layer.kernel + layer.bias, atol=tolerance)
         assert len(traced) == times
         layer.kernel.assign(1.5 * layer.kernel)
-
-
-def _encoder_and_batch():
-    encoder = models.bert(30, num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16)
-    return encoder, {name: tf.ones((2, 3), tf.int32) for name in encoder.input}
 
 
 def test_frozen_inside_of_frozen_has_the_weights_and_the_dtype_of_now():
